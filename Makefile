@@ -1,0 +1,64 @@
+# Needs Python 3.10 to 3.13 and make; the first target that runs sets up .venv.
+#
+#   make sweep              the demo sweep: ends with its front          (SWEEP_FLAGS="--help" for its flags)
+#   make test               the whole test suite                         (TEST_FLAGS="-k attack")
+#   make lint               style, types, imports
+#   make pretrain           makes the bundled model anew; about an hour, needs npm
+#   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?=
+SWEEP_FLAGS ?=
+TEST_FLAGS ?=
+
+# Trials run side by side; more threads than one in each process only get in each other's way.
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+
+# What an activated environment or the caller's shell sets must not leak into ours.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: sweep test lint pretrain clean
+.DELETE_ON_ERROR:
+
+sweep: $(VENV)/installed
+	$(BIN)/python sweeps/typo_sweep.py $(SWEEP_FLAGS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pretrain: $(VENV)/installed-pretrain
+	$(BIN)/python -m clippo.demo.pretraining
+
+# Keeps results/ and build/, where an hour of pretraining may be.
+clean:
+	rm -rf $(VENV) dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# --- set-up: once, and again when pyproject.toml changes ---------------------------------------------------
+
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or say make PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "$(PYTHON) is not Python 3.10 to 3.13; say make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)"; exit 2; }
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "installing clippo into $(VENV): once, some minutes (torch and ray are large)"
+	$(PIP_INSTALL) .
+	@touch $@
+
+$(VENV)/installed-%: pyproject.toml | $(BIN)/python
+	@echo "installing clippo[$*] into $(VENV): once, some minutes (torch and ray are large)"
+	$(PIP_INSTALL) '.[$*]'
+	@touch $@ $(VENV)/installed

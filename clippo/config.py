@@ -1,0 +1,183 @@
+"""The configuration of a sweep: frozen dataclasses whose defaults run on a laptop.
+
+Every field is a flag of ``sweeps/typo_sweep.py``; the docstring under a field is its help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from clippo.errors import ConfigError
+
+Range = tuple[float, float]
+
+RETENTION_SETS = ("clean/seen", "clean/held_out", "reading/held_out")
+ROBUSTNESS_SETS = ("attacked/seen", "attacked/held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is tuned, and how much of it."""
+
+    name: str = "clippo-demo"
+    """open_clip model name; clippo-demo is the bundled one."""
+    pretrained: str | None = None
+    """Pretrained tag or checkpoint file; the bundled model needs none."""
+    trainable: str = "last:3"
+    """image (the whole image tower) or last:K (its last K blocks; what lies before is computed once)."""
+    prompt: str = "a photo of a {}"
+    """Prompt of a class; {} is the class name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The labelled pictures, their attacked twins, and how many of each."""
+
+    source: str = "demo"
+    """demo (the bundled pictures) or folder:PATH (one folder per class, or train/ validation/ test/ of such)."""
+    seen_share: float = 0.5
+    """Share of the classes that tuning sees; the others are held out and only measured."""
+    train_pictures: int = 1536
+    """Pictures that preference pairs are made from [count]."""
+    attacked_copies: int = 1
+    """Attacked copies of each of them, each with another word [count]."""
+    eval_pictures: int = 512
+    """Pictures of each evaluation set [count]."""
+    font_size: Range = (0.12, 0.18)
+    """Font size of the attack before it is reduced to fit [share of the picture's shorter side]."""
+    split_seed: int = 0
+    """Seed of the class split, of the pictures and of the words drawn on them."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.seen_share < 1, "data.seen_share", self.seen_share, "between 0 and 1, both excluded")
+        _require(self.train_pictures >= 2, "data.train_pictures", self.train_pictures, "at least 2")
+        _require(self.attacked_copies >= 1, "data.attacked_copies", self.attacked_copies, "at least 1")
+        _require(self.eval_pictures >= 1, "data.eval_pictures", self.eval_pictures, "at least 1")
+        low, high = self.font_size
+        _require(0 < low <= high <= 1, "data.font_size", self.font_size, "two shares, 0 < low <= high <= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What is the same in every trial."""
+
+    batch_size: int = 64
+    """Pairs per optimizer step, over all workers [count]."""
+    optimizer: Literal["adamw", "adamax"] = "adamw"
+    """adamax is what the published code uses; AdamW is stronger at an equal learning rate."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimizer."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the device computes it natively, else fp32."""
+    label_smoothing: float = 0.0
+    """Label smoothing of DPO."""
+    average_beta: float = 0.7
+    """Both parameters of the Beta density that weights the moving average of the weights."""
+    epochs_between_checkpoints: int = 1
+    """A dead worker or driver repeats at most this many epochs [count]."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "at least 0")
+        _require(0 <= self.label_smoothing < 0.5, "train.label_smoothing", self.label_smoothing, "in [0, 0.5)")
+        _require(self.average_beta > 0, "train.average_beta", self.average_beta, "above 0")
+        _require(
+            self.epochs_between_checkpoints >= 1,
+            "train.epochs_between_checkpoints",
+            self.epochs_between_checkpoints,
+            "at least 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What is searched, and for how long."""
+
+    trials: int = 16
+    """Trials of the sweep, finished ones of an earlier run included [count]."""
+    concurrency: int = 2
+    """Trials at once [count]."""
+    losses: tuple[str, ...] = ("dpo", "ipo", "kto")
+    """Loss types to choose from."""
+    beta_dpo: Range = (0.02, 1.0)
+    """Preference temperature of DPO, log scale."""
+    beta_ipo: Range = (0.02, 0.2)
+    """Preference temperature of IPO (the paper's tau), log scale."""
+    beta_kto: Range = (0.02, 1.0)
+    """Preference temperature of KTO, log scale."""
+    kl_weight: Range = (0.1, 30.0)
+    """Weight of KL(reference || policy) on clean pictures, log scale."""
+    learning_rate: Range = (3e-5, 5e-4)
+    """Learning rate, log scale."""
+    epochs: tuple[int, int] = (1, 2)
+    """Epochs, both ends included [count]."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """How settings are proposed."""
+    seed: int = 0
+    """Seed of the sampler and of every trial."""
+
+    def __post_init__(self) -> None:
+        _require(self.trials >= 1, "search.trials", self.trials, "at least 1")
+        _require(self.concurrency >= 1, "search.concurrency", self.concurrency, "at least 1")
+        _require(len(self.losses) >= 1, "search.losses", self.losses, "at least one loss")
+        for name in ("beta_dpo", "beta_ipo", "beta_kto", "kl_weight", "learning_rate", "epochs"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high, f"search.{name}", (low, high), "a range with 0 < low <= high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A whole sweep."""
+
+    task: str = "typographic"
+    """What is measured and tuned against."""
+    name: str = ""
+    """Name of the sweep; an existing one is resumed. Default: date and digest of the configuration."""
+    results: str = "./results"
+    """Where results go: a folder or s3://bucket/prefix."""
+    workers: int = 0
+    """Worker processes of each trial; 0 runs a trial in its own process [count]."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each worker process, or of the trial itself when workers is 0."""
+    verbose: bool = False
+    """Show the logs of Ray and of the trials instead of the progress view."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    retention_sets: tuple[str, ...] = RETENTION_SETS
+    """Evaluation sets whose accuracy must be kept; retention is the mean over them of policy / reference."""
+    robustness_sets: tuple[str, ...] = ROBUSTNESS_SETS
+    """Attacked evaluation sets; robustness is the share correct over all their pictures."""
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, "workers", self.workers, "at least 0")
+        _require(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "at least 0")
+        _require(
+            self.train.batch_size >= max(1, self.workers),
+            "train.batch_size",
+            self.train.batch_size,
+            f"at least the number of workers ({self.workers})",
+        )
+
+
+def digest(*parts: Any) -> str:
+    """A short content address of dataclasses, strings and plain values: equal parts, equal digest.
+
+    >>> digest(ModelConfig()) == digest(ModelConfig(name="clippo-demo"))
+    True
+    >>> digest(ModelConfig()) == digest(ModelConfig(name="ViT-B-32"))
+    False
+    """
+    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts]
+    text = json.dumps(plain, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _require(condition: bool, name: str, value: Any, bound: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}; it must be {bound}")

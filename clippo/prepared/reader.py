@@ -1,0 +1,117 @@
+"""Reads a prepared set: memory-mapped inputs, the rest in memory.
+
+B batch, C classes, D embedding, N pictures of a set
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from clippo.errors import DataError
+
+
+class Rows:
+    """The pictures of one set.
+
+    Attributes:
+        labels: int64 (N,).
+        attack_labels: int64 (N,), -1 where no class is written.
+        reference: the reference's unit-length embeddings, float32 (N, D).
+    """
+
+    def __init__(self, path: Path, shape: Sequence[int], dtype: str) -> None:
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._shape = tuple(shape)
+        width = math.prod(self._shape) * self._dtype.itemsize
+        # The map lives as long as the arrays that point into it.
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._chunks = [_bytes_of(b.column("input"), width) for b in batches]
+        self._rows_per_chunk = len(self._chunks[0])
+        table = pa.Table.from_batches(batches)
+        self.labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+        self.attack_labels = torch.from_numpy(table["attack_label"].to_numpy().astype(np.int64))
+        embedding_width = batches[0].column("reference").type.byte_width
+        reference = np.concatenate([_bytes_of(b.column("reference"), embedding_width) for b in batches])
+        self.reference = torch.from_numpy(reference).view(torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, indices: Sequence[int] | range) -> Tensor:
+        """What the policy takes, for some pictures: uint8 pixels or bfloat16 activations."""
+        per = self._rows_per_chunk
+        rows = np.stack([self._chunks[i // per][i % per] for i in indices])
+        return torch.from_numpy(rows).view(self._dtype).reshape(len(rows), *self._shape)
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """One evaluation set: ``candidates`` are the classes that the model chooses among."""
+
+    name: str
+    rows: Rows
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """Everything that the trials of a sweep share.
+
+    Attributes:
+        clean: the train pictures; ``attacked`` holds ``copies`` attacked twins of each, in the same order.
+        seen: the classes that tuning tells apart.
+        evaluation: the sets of ``validation/`` and ``test/``.
+    """
+
+    digest: str
+    classes: tuple[str, ...]
+    seen: tuple[int, ...]
+    copies: int
+    clean: Rows
+    attacked: Rows
+    evaluation: tuple[EvalData, ...]
+
+    def evaluation_of(self, split: str) -> list[EvalData]:
+        return [s for s in self.evaluation if s.name.startswith(f"{split}/")]
+
+
+def open_prepared(folder: Path) -> PreparedSet:
+    """Opens a finished prepared set.
+
+    Raises:
+        DataError: the folder has no manifest.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise DataError(f"{folder} is no finished prepared set; prepare it again")
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    rows = {n: Rows(folder / s["file"], s["shape"], s["dtype"]) for n, s in manifest["sets"].items()}
+    return PreparedSet(
+        digest=manifest["digest"],
+        classes=tuple(manifest["classes"]),
+        seen=tuple(manifest["sets"]["train/clean"]["candidates"]),
+        copies=manifest["attacked_copies"],
+        clean=rows["train/clean"],
+        attacked=rows["train/attacked"],
+        evaluation=tuple(
+            EvalData(n, rows[n], tuple(s["candidates"]))
+            for n, s in manifest["sets"].items()
+            if not n.startswith("train/")
+        ),
+    )
+
+
+def _bytes_of(column: pa.FixedSizeBinaryArray, width: int) -> np.ndarray:
+    data = np.frombuffer(column.buffers()[1], np.uint8, count=len(column) * width, offset=column.offset * width)
+    return data.reshape(len(column), width)

@@ -1,0 +1,85 @@
+"""What a person sees while a sweep runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from clippo.front import hypervolume
+from clippo.front.points import HV_REFERENCE_POINT
+
+RETENTION_LEVELS = (0.95, 0.99)
+
+
+class ProgressView:
+    """A live view on a terminal; one line per finished trial elsewhere.
+
+    Args:
+        total: trials of the whole sweep.
+        reference: robustness and retention of the untouched model, the first point of the front.
+    """
+
+    def __init__(self, console: Console, total: int, reference: Sequence[float]) -> None:
+        self._console, self._total = console, total
+        self._points = [list(reference)]
+        self._done = self._failed = self._running = 0
+        self._new = 0
+        self._began = time.monotonic()
+        self._bar = Progress(
+            TextColumn("[bold]trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}")
+        )
+        self._task = self._bar.add_task("trials", total=total, left="")
+        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._view)
+
+    def __enter__(self) -> ProgressView:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def resumed(self, points: list[list[float]], failed: int) -> None:
+        """Takes in the trials that earlier runs finished."""
+        self._points += points
+        self._done, self._failed = len(points), failed
+        self._bar.update(self._task, completed=self._done + self._failed)
+
+    def started(self) -> None:
+        self._running += 1
+
+    def finished(self, name: str, settings: str, point: Sequence[float] | None, failure: str = "") -> None:
+        """One trial more; ``point`` is None when it failed."""
+        self._running -= 1
+        self._new += 1
+        if point is None:
+            self._failed += 1
+        else:
+            self._done += 1
+            self._points.append(list(point))
+        finished = self._done + self._failed
+        self._bar.update(self._task, completed=finished, left=self._time_left(finished))
+        outcome = f"[red]failed[/]: {failure}" if point is None else f"robustness {point[0]:.3f}  retention {point[1]:.3f}"
+        self._console.print(f"{finished:>4}/{self._total}  {name}  {settings}  {outcome}", highlight=False, soft_wrap=True)
+
+    def _time_left(self, finished: int) -> str:
+        seconds = (time.monotonic() - self._began) / self._new * (self._total - finished)
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+
+    def _view(self) -> Group:
+        best = Table.grid(padding=(0, 2))
+        for level in RETENTION_LEVELS:
+            robustness = max((r for r, kept in self._points if kept >= level), default=None)
+            value = "none yet" if robustness is None else f"{robustness:.3f}"
+            best.add_row(f"best robustness at retention >= {level}", value)
+        best.add_row("hypervolume", f"{hypervolume(self._points, HV_REFERENCE_POINT):.4f}")
+        state = f"{self._done} done, {self._running} running, {self._failed} failed"
+        return Group(self._bar, state, best)

@@ -1,0 +1,114 @@
+"""Optuna as a Ray Tune searcher for several objectives.
+
+Ray's own OptunaSearch leaves a trial without a finite result RUNNING for ever, cannot take over finished
+trials, and merges studies of one name. This one is a thin layer over Optuna's ask-and-tell; its study lives
+in memory and is rebuilt from the result tables, which are the truth.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from clippo.config import SearchConfig
+from clippo.sweep.space import distributions, draw, params_of
+
+OBJECTIVES = ("robustness", "retention")
+FAILURE = "failure"
+"""Key of a report that says why a trial failed."""
+
+Score = Callable[[Mapping[str, Any]], "list[float] | None"]
+
+
+class Search(Searcher):
+    """Proposes settings until ``search.trials`` trials have been started.
+
+    Args:
+        score: the objectives of a trial's last report, None where it has no finite ones.
+        finished: ``settings`` and ``values`` (None: failed) of trials that earlier runs finished.
+        unfinished: ``trial_id``, ``attempt`` and ``settings`` of trials that were running when the driver
+            died; they are proposed first, as their next attempt.
+        next_number: number of the first new trial.
+        on_start: called with trial id, attempt and settings before a trial is handed to Ray.
+    """
+
+    def __init__(
+        self, search: SearchConfig, score: Score, *, finished: Sequence[Mapping[str, Any]] = (),
+        unfinished: Sequence[Mapping[str, Any]] = (), next_number: int = 0,
+        on_start: Callable[[str, int, dict[str, Any]], None] = lambda trial_id, attempt, settings: None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.config, self._score = search, score
+        self.study = optuna.create_study(directions=["maximize"] * len(OBJECTIVES), sampler=_sampler(search))
+        for trial in finished:
+            self._add(trial["settings"], trial["values"])
+        self._unfinished = list(unfinished)
+        self._next_number = next_number
+        self._on_start = on_start
+        self._asked: dict[str, optuna.Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial's id, attempt and settings. ``trial_id`` is Ray's own, which a resume would change."""
+        if self._unfinished:
+            again = self._unfinished.pop(0)
+            name, attempt, settings = again["trial_id"], again["attempt"] + 1, dict(again["settings"])
+            self.study.enqueue_trial(params_of(settings))
+            trial = self.study.ask()
+            draw(trial, self.config)
+        elif self._next_number < self.config.trials:
+            trial = self.study.ask()
+            settings = draw(trial, self.config) | {"seed": self.config.seed}
+            name, attempt = f"{self._next_number:05d}", 0
+            self._next_number += 1
+        else:
+            return Searcher.FINISHED
+        self._asked[trial_id] = trial
+        self._on_start(name, attempt, settings)
+        return {"trial_id": name, "attempt": attempt, "settings": settings}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        pass
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells Optuna the objectives, or FAIL where there are none."""
+        trial = self._asked.pop(trial_id)
+        values = None if error else self._score(result or {})
+        if values is None:
+            trial.set_user_attr(FAILURE, str((result or {}).get(FAILURE, "no finite objectives")))
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            self.study.tell(trial, values)
+
+    def save(self, checkpoint_path: str) -> None:
+        # Ray asks for it; a resume reads the result tables and not this.
+        Path(checkpoint_path).write_bytes(pickle.dumps(self.study.trials))
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep is resumed from its result tables")
+
+    def _add(self, settings: Mapping[str, Any], values: Sequence[float] | None) -> None:
+        params, space = params_of(settings), distributions(self.config, settings["loss"])
+        if not all(d._contains(d.to_internal_repr(params[n])) for n, d in space.items()):
+            return  # from a wider search; it stays in the tables, and the sampler goes without
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        self.study.add_trial(
+            optuna.trial.create_trial(state=state, params=params, distributions=space, values=values)
+        )
+
+
+def _sampler(search: SearchConfig) -> BaseSampler:
+    if search.sampler == "random":
+        return RandomSampler(seed=search.seed)
+    return TPESampler(
+        seed=search.seed, n_startup_trials=max(4, search.trials // 4), multivariate=True, group=True,
+        constant_liar=search.concurrency > 1,
+    )  # fmt: skip

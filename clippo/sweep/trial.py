@@ -1,0 +1,88 @@
+"""One trial as Ray Tune runs it: settings in, reports out, a failure as a report of its own."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+import torch
+
+from clippo.config import SweepConfig
+from clippo.errors import ClippoError, StoreError
+from clippo.results import ResultStore
+from clippo.sweep.search import FAILURE
+from clippo.train import TrialSettings
+from clippo.train.ray_train import Job, run_trial
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoreCheckpoints:
+    """Checkpoints of one trial in the result store, where every node finds them."""
+
+    store: ResultStore
+    folder: str
+
+    def write(self, name: str, data: bytes) -> None:
+        self.store.write_bytes(f"{self.folder}/{name}", data)
+
+    def read(self, name: str) -> bytes | None:
+        relative = f"{self.folder}/{name}"
+        return self.store.read_bytes(relative) if self.store.exists(relative) else None
+
+
+def checkpoint_folder(sweep: str, trial_id: str) -> str:
+    """Where a trial's checkpoints are, relative to the store."""
+    return f"checkpoints/sweep={sweep}/{trial_id}"
+
+
+def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, cache: Path) -> None:
+    """The function that Ray Tune calls. It never raises: a trial that fails reports why, and the sweep goes on."""
+    trial_id: str = config["trial_id"]
+    job = Job(
+        task=sweep.task,
+        model=sweep.model,
+        data=sweep.data,
+        train=sweep.train,
+        settings=TrialSettings(**config["settings"]),
+        cache=cache,
+        checkpoints=StoreCheckpoints(store, checkpoint_folder(sweep.name, trial_id)),
+    )
+    try:
+        run_trial(
+            job,
+            name=f"{sweep.name}-{trial_id}-{config['attempt']}",
+            workers=sweep.workers,
+            gpus_per_worker=sweep.gpus_per_worker,
+            storage=str(Path(tempfile.gettempdir()) / "clippo-train"),
+        )
+    except Exception as error:
+        # Ray wraps what a worker raised; the reason is at the bottom.
+        logger.exception("trial %s failed", trial_id)
+        ray.tune.report({FAILURE: failure_reason(error, sweep)})
+
+
+def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
+    """One line that says why a trial failed, with a remedy where there is one."""
+    chain = [error, *_causes(error)]
+    for cause in chain:
+        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(cause).lower():
+            return f"out of memory with train.batch_size={sweep.train.batch_size}; lower it or use more workers"
+        if isinstance(cause, ClippoError) and not isinstance(cause, StoreError):
+            return str(cause)
+    cause = chain[-1]
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"[:500]
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    workers = getattr(error, "worker_failures", None)
+    following = next(iter(workers.values())) if workers else error.__cause__
+    if following is not None and following is not error:
+        found = [following, *_causes(following)]
+    return found

@@ -1,0 +1,370 @@
+"""Runs a sweep: prepare, search, keep the rows, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clippo.config import SweepConfig, digest
+from clippo.errors import ConfigError, ResourceError, StoreError
+from clippo.evaluate import Counts, objectives
+from clippo.front.points import REFERENCE, Front, front_of
+from clippo.model import Policy, load_clip
+from clippo.prepared import open_prepared, prepare
+from clippo.results import ResultStore
+from clippo.sweep.progress import ProgressView
+from clippo.sweep.search import FAILURE, Score, Search
+from clippo.sweep.trial import checkpoint_folder, tune_trial
+from clippo.tasks import TASKS
+from clippo.train.checkpoint import POLICY
+from clippo.train.loop import Frozen, evaluate_reference
+
+logger = logging.getLogger(__name__)
+
+SELECTED = "averaged"
+"""The variant whose objectives steer the search, as in the published procedure."""
+FREE_FIELDS = {"name", "results", "verbose", "workers", "gpus_per_worker", "search.trials", "search.concurrency"}
+"""What a resumed sweep may change: where and how long it runs, not what it measures."""
+
+
+def run_sweep(config: SweepConfig, console: Console) -> Front:
+    """Runs or resumes a sweep and returns its front. A finished sweep is only read.
+
+    Raises:
+        ConfigError: a setting that cannot be used, or a name that belongs to another configuration.
+        StoreError: the result store cannot be used.
+        ResourceError: more asked for than the cluster has.
+    """
+    if config.task not in TASKS:
+        raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
+    if not config.name:
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        config = dataclasses.replace(config, name=f"{config.task}-{stamp}-{digest(config)[:6]}")
+    store = ResultStore(config.results)
+    store.check()
+    resumed = _take_name(store, config)
+    console.print(f"sweep [bold]{config.name}[/] {'resumed' if resumed else 'started'}, results in {store.uri}")
+
+    finished = _finished_trials(store, config.name)
+    if len(finished.keys() - {REFERENCE}) < config.search.trials or REFERENCE not in finished:
+        _run(config, store, console, finished)
+    return front_of(store, config.name)
+
+
+def _run(
+    config: SweepConfig, store: ResultStore, console: Console, finished: dict[str, _Finished]
+) -> None:
+    cache = cache_of(store)
+    clip = load_clip(config.model.name, config.model.pretrained)
+    task = TASKS[config.task](config.data)
+    with _preparing(console) as on_progress:
+        folder = prepare(task, clip, config.model, cache, on_progress=on_progress)
+    prepared = open_prepared(folder)
+    rows = TrialRows(config, store, prepared.digest)
+    if REFERENCE in finished:
+        reference = finished.pop(REFERENCE).counts
+    else:
+        began = time.time()
+        text_CD = clip.text_features([config.model.prompt.format(c) for c in prepared.classes])
+        policy = Policy(clip, config.model.trainable)
+        reference = evaluate_reference(policy, prepared, Frozen(text_CD, clip.logit_scale), config.train)
+        report = {"epoch": 0, "step": 0, "metrics": {}, "evals": [dataclasses.asdict(c) for c in reference]}
+        rows.write(REFERENCE, 0, {}, [report], began=began)
+
+    def score(report: Mapping[str, Any]) -> list[float] | None:
+        """Robustness and retention of the selected variant, on validation pictures."""
+        if "evals" not in report:
+            return None
+        return rows.score([Counts(**e) for e in report["evals"] if e["variant"] == SELECTED], reference)
+
+    scored = {i: rows.score(t.counts, reference) if t.counts else None for i, t in finished.items()}
+    started = {s["trial_id"]: s for s in store.started(config.name)}
+    search = Search(
+        config.search,
+        score,
+        finished=[{"settings": t.settings, "values": scored[i]} for i, t in finished.items()],
+        unfinished=[s for i, s in started.items() if i not in finished],
+        next_number=max((int(i) for i in started), default=-1) + 1,
+        on_start=partial(store.write_started, config.name),
+    )
+    view = ProgressView(console, config.search.trials, rows.score(reference, reference))
+    view.resumed([v for v in scored.values() if v], failed=sum(v is None for v in scored.values()))
+    with _ray(config), tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state, view:
+        check_resources(config)
+        trainable = tune.with_parameters(tune_trial, sweep=config, store=store, cache=cache)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, _trial_resources(config)),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                num_samples=-1,  # until the searcher says that it has finished
+                max_concurrent_trials=config.search.concurrency,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=config.name,
+                storage_path=tune_state,
+                verbose=1 if config.verbose else 0,
+                failure_config=tune.FailureConfig(max_failures=3),
+                callbacks=[SweepCallback(rows, score, view)],
+            ),
+        )
+        tuner.fit()
+
+
+def _trial_resources(config: SweepConfig) -> dict[str, float]:
+    """What the trial itself reserves; worker processes reserve their own."""
+    if config.workers == 0:
+        return {"cpu": 1.0} | ({"gpu": config.gpus_per_worker} if config.gpus_per_worker else {})
+    # A driver that reserved a CPU could starve its own workers, silently.
+    return {"trial_driver": 1.0} if "trial_driver" in ray.cluster_resources() else {"cpu": 0.01}
+
+
+def check_resources(config: SweepConfig) -> None:
+    """Refuses more trials at once than the cluster can run.
+
+    Raises:
+        ResourceError: with the arithmetic.
+    """
+    have, per_trial = ray.cluster_resources(), max(1, config.workers)
+    wanted = {"CPU": config.search.concurrency * per_trial * 1.0}
+    if config.gpus_per_worker:
+        wanted["GPU"] = config.search.concurrency * per_trial * config.gpus_per_worker
+    for kind, need in wanted.items():
+        # Drivers of trials with workers reserve a hundredth of a CPU each, or a trial_driver.
+        extra = 0.01 * config.search.concurrency if kind == "CPU" and config.workers else 0.0
+        extra = 0.0 if "trial_driver" in have else extra
+        if need + extra > have.get(kind, 0.0) + 1e-9:
+            raise ResourceError(
+                f"{config.search.concurrency} trials at once x {per_trial} process(es) need {need + extra:g} {kind}, "
+                f"the cluster has {have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes"
+            )
+
+
+class TrialRows:
+    """Turns what a trial reports into the rows that are kept."""
+
+    def __init__(self, config: SweepConfig, store: ResultStore, prepared_digest: str) -> None:
+        self.config, self.store = config, store
+        self._provenance = _provenance() | {
+            "model_digest": digest(config.model),
+            "data_digest": digest(config.data),
+            "prepared_digest": prepared_digest,
+        }
+
+    def score(self, counts: list[Counts], reference: list[Counts]) -> list[float]:
+        """Robustness and retention on validation pictures."""
+        found = objectives(
+            counts, reference, split="validation",
+            robustness_sets=self.config.robustness_sets, retention_sets=self.config.retention_sets,
+        )  # fmt: skip
+        return [found["robustness"], found["retention"]]
+
+    def write(
+        self, trial_id: str, attempt: int, settings: Mapping[str, Any], reports: list[dict[str, Any]], *,
+        began: float, failure: str | None = None, preemptions: int = 0,
+    ) -> None:  # fmt: skip
+        """Keeps one finished trial; writing it again changes nothing.
+
+        Args:
+            began: when it was started [seconds since the epoch].
+            failure: why it failed, None if it did not.
+            preemptions: how often it was restarted.
+        """
+        wall = time.time() - began
+        devices = max(1, self.config.workers) * (self.config.gpus_per_worker or 1.0)
+        known = {n: settings.get(n) for n in ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")}
+        folder = checkpoint_folder(self.config.name, trial_id)
+        tuned = trial_id != REFERENCE and failure is None
+        trial = {
+            **known,
+            **self._provenance,
+            "status": "failed" if failure else "completed",
+            "error": failure,
+            "started_at": datetime.fromtimestamp(began, timezone.utc),
+            "finished_at": datetime.now(timezone.utc),
+            "batch_size": self.config.train.batch_size,
+            "workers": self.config.workers,
+            "trainable": self.config.model.trainable,
+            "optimizer": self.config.train.optimizer,
+            "precision": self.config.train.precision,
+            "params_json": json.dumps({n: v for n, v in settings.items() if n not in known}),
+            "wall_s": wall,
+            "device_s": wall * devices,
+            "device_type": "gpu" if self.config.gpus_per_worker else "cpu",
+            "preemptions": preemptions,
+            "checkpoint_uri": self.store.uri_of(f"{folder}/{POLICY}") if tuned else None,
+        }
+        metrics = [
+            {"epoch": r["epoch"], "step": r["step"], "name": name, "value": value}
+            for r in reports
+            for name, value in r["metrics"].items()
+        ]
+        seed = settings.get("seed")
+        evals = [{"epoch": r["epoch"], "seed": seed, **row} for r in reports for row in r["evals"]]
+        self.store.write_trial(self.config.name, trial_id, attempt, trial, metrics, evals)
+
+
+class SweepCallback(tune.Callback):
+    """Keeps the rows of every trial that ends, and feeds the progress view."""
+
+    def __init__(self, rows: TrialRows, score: Score, view: ProgressView) -> None:
+        self._rows, self._score, self._view = rows, score, view
+        self._reports: dict[str, dict[int, dict[str, Any]]] = {}
+        self._began: dict[str, float] = {}
+        self._restarts: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks to restore them; a sweep is resumed from its tables instead
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if trial.trial_id in self._began:
+            self._restarts[trial.trial_id] += 1
+            return
+        self._began[trial.trial_id] = time.time()
+        self._reports[trial.trial_id], self._restarts[trial.trial_id] = {}, 0
+        self._view.started()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "evals" in result:  # a restarted trial reports again what it had reported
+            kept = {k: result[k] for k in ("epoch", "step", "metrics", "evals")}
+            self._reports[trial.trial_id][result["epoch"]] = kept
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        result = trial.last_result or {}
+        values = self._score(result)
+        failure = None if values is not None else str(result.get(FAILURE, "it ended without a report"))
+        self._finish(trial, failure, values)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._finish(trial, "its process died again and again; see the logs of Ray", None)
+
+    def _finish(self, trial: Trial, failure: str | None, values: list[float] | None) -> None:
+        config, key = trial.config, trial.trial_id
+        reports = [r for _, r in sorted(self._reports[key].items())]
+        self._rows.write(
+            config["trial_id"], config["attempt"], config["settings"], reports,
+            began=self._began[key], failure=failure, preemptions=config["attempt"] + self._restarts[key],
+        )  # fmt: skip
+        self._view.finished(config["trial_id"], describe(config["settings"]), values, failure or "")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finished:
+    """A trial that the store holds; ``counts`` are those that steer the search, none if it failed."""
+
+    settings: dict[str, Any]
+    counts: list[Counts]
+
+
+def _finished_trials(store: ResultStore, sweep: str) -> dict[str, _Finished]:
+    counts: dict[str, dict[int, list[Counts]]] = {}
+    for row in store.evals(sweep).to_pylist():
+        if row["variant"] in (SELECTED, REFERENCE):
+            fields = {f.name: row[f.name] for f in dataclasses.fields(Counts)}
+            counts.setdefault(row["trial_id"], {}).setdefault(row["epoch"], []).append(Counts(**fields))
+    finished = {}
+    for row in store.trials(sweep).to_pylist():
+        by_epoch = counts.get(row["trial_id"], {}) if row["status"] == "completed" else {}
+        names = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")
+        settings = {n: row[n] for n in names} | json.loads(row["params_json"] or "{}")
+        finished[row["trial_id"]] = _Finished(settings, by_epoch[max(by_epoch)] if by_epoch else [])
+    return finished
+
+
+def _take_name(store: ResultStore, config: SweepConfig) -> bool:
+    """Takes the sweep's name; True if it exists already and is this sweep.
+
+    Raises:
+        ConfigError: the name belongs to a sweep of another configuration.
+    """
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    theirs = store.config(config.name)
+    if theirs is None:
+        store.write_config(config.name, mine)
+        return False
+    differ = sorted(k for k, v in _flat(mine).items() if k not in FREE_FIELDS and _flat(theirs).get(k) != v)
+    if differ:
+        raise ConfigError(
+            f"sweep {config.name!r} exists in {store.uri} with another {', '.join(differ)}; "
+            "resume it with its own settings or choose another --name"
+        )
+    return True
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings in a few words.
+
+    >>> describe({"loss": "dpo", "beta": 0.5, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 2, "seed": 0})
+    'dpo beta 0.5 kl 1 lr 0.0002 x2'
+    """
+    beta = "" if settings["beta"] is None else f" beta {settings['beta']:.2g}"
+    rate = f"{settings['learning_rate']:.2g}"
+    return f"{settings['loss']}{beta} kl {settings['kl_weight']:.2g} lr {rate} x{settings['epochs']}"
+
+
+def cache_of(store: ResultStore) -> Path:
+    """Where prepared sets are kept: in a local store, else in CLIPPO_CACHE or the user's cache folder."""
+    if "://" not in store.uri:
+        return Path(store.uri) / "prepared"
+    return Path(os.environ.get("CLIPPO_CACHE", Path.home() / ".cache" / "clippo")) / "prepared"
+
+
+@contextlib.contextmanager
+def _preparing(console: Console) -> Iterator[Any]:
+    columns = (TextColumn("preparing pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("prepare", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _ray(config: SweepConfig) -> Iterator[None]:
+    """Joins the cluster that this process belongs to, or starts Ray on this machine and stops it afterwards."""
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if config.verbose else logging.ERROR
+    ray.init(include_dashboard=False, log_to_driver=config.verbose, logging_level=level)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _provenance() -> dict[str, str | None]:
+    packages = {n: importlib.metadata.version(n) for n in ("ray", "torch", "open_clip_torch", "optuna", "numpy")}
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {
+        "code_version": importlib.metadata.version("clippo"),
+        "git_commit": git.stdout.strip() or None,
+        "packages_json": json.dumps(packages | {"python": platform.python_version()}),
+    }

@@ -1,0 +1,75 @@
+"""What a trial saves: its state after an epoch, to resume from, and the tuned weights at the end."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+STATE = "state.pt"
+POLICY = "policy.safetensors"
+
+
+class Checkpoints(Protocol):
+    """Where a trial keeps its objects; a write is visible whole or not at all."""
+
+    def write(self, name: str, data: bytes) -> None: ...
+    def read(self, name: str) -> bytes | None:
+        """The object, or None where there is none."""
+        ...
+
+
+class FileCheckpoints:
+    """Checkpoints in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, data: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        temporary.write_bytes(data)
+        temporary.replace(self.folder / name)
+
+    def read(self, name: str) -> bytes | None:
+        path = self.folder / name
+        return path.read_bytes() if path.exists() else None
+
+
+def save_state(checkpoints: Checkpoints, state: dict[str, Any]) -> None:
+    """Writes what a resumed run needs."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    checkpoints.write(STATE, buffer.getvalue())
+
+
+def load_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """What ``save_state`` wrote last, or None."""
+    data = checkpoints.read(STATE)
+    if data is None:
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state
+
+
+def save_policy(checkpoints: Checkpoints, variants: dict[str, dict[str, Tensor]]) -> None:
+    """Writes the trained weights of each variant in one safetensors file, named ``<variant>/<parameter>``."""
+    flat = {f"{v}/{n}": w.detach().cpu().contiguous() for v, weights in variants.items() for n, w in weights.items()}
+    checkpoints.write(POLICY, save(flat))
+
+
+def load_policy(checkpoints: Checkpoints) -> dict[str, dict[str, Tensor]] | None:
+    """The variants that ``save_policy`` wrote, or None."""
+    data = checkpoints.read(POLICY)
+    if data is None:
+        return None
+    variants: dict[str, dict[str, Tensor]] = {}
+    for key, weight in load(data).items():
+        variant, _, name = key.partition("/")
+        variants.setdefault(variant, {})[name] = weight
+    return variants

@@ -1,0 +1,241 @@
+"""The fine-tuning of one trial: a policy, a prepared set and settings go in, reports come out.
+
+Nothing here knows of Ray. Where a process group exists (``torch.distributed``) the ranks share each global
+batch and each evaluation set; the result does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from clippo.config import TrainConfig
+from clippo.errors import DivergedError
+from clippo.evaluate import Counts
+from clippo.evaluate.counts import count_predictions, rank_and_world, sum_over_ranks
+from clippo.model import BetaAverage, Policy
+from clippo.prepared import EvalData, PreparedSet
+from clippo.train.checkpoint import Checkpoints, load_state, save_policy, save_state
+from clippo.train.step import Batch, class_logps, preference_step
+
+EVAL_BATCH = 128
+
+Report = Callable[[dict[str, Any]], None]
+"""Called by every rank after every epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """What the search chooses for one trial.
+
+    Attributes:
+        beta: preference temperature; None for a loss that has none.
+    """
+
+    loss: str
+    beta: float | None
+    kl_weight: float
+    learning_rate: float
+    epochs: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What every step uses and no step changes: text features of all classes (C, D), and the logit scale."""
+
+    text_CD: Tensor
+    logit_scale: float
+
+
+def fit(
+    policy: Policy, prepared: PreparedSet, frozen: Frozen, settings: TrialSettings, config: TrainConfig,
+    *, report: Report, checkpoints: Checkpoints, device: torch.device | None = None,
+) -> None:  # fmt: skip
+    """Tunes a policy; resumes from its last checkpoint when there is one.
+
+    After every epoch ``report`` gets the epoch, the training metrics and the counts of the validation sets,
+    for the averaged weights; after the last one for all variants and the test sets too, and the tuned weights
+    are saved.
+
+    Args:
+        policy: holds the reference's weights; on return it holds the last weights.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite; the message says at which step.
+    """
+    device = device or torch.device("cpu")
+    rank, world = rank_and_world()
+    policy.to(device).eval()  # batch norm keeps the pretrained statistics
+    reference = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
+    wrapped: nn.Module = policy
+    if world > 1:
+        wrapped = DistributedDataParallel(policy, device_ids=[device] if device.type == "cuda" else None)
+    pairs = len(prepared.attacked)
+    steps_per_epoch = math.ceil(pairs / config.batch_size)
+    total_steps = steps_per_epoch * settings.epochs
+    optimizer = _optimizer(policy, settings, config)
+    average = BetaAverage(reference, total_steps, config.average_beta)
+    cast = autocast(config.precision, device)
+    seen_text_CD = frozen.text_CD[list(prepared.seen)].to(device)
+    loss_settings = {"label_smoothing": config.label_smoothing} if settings.loss == "dpo" else {}
+
+    reports: list[dict[str, Any]] = []
+    spent = 0.0
+    if (state := load_state(checkpoints)) is not None:
+        reports, spent = state["reports"], state["train_s"]
+        for earlier in reports:  # whoever listened to them may be gone
+            report(earlier)
+        policy.load_weights(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+
+    for epoch in range(len(reports), settings.epochs):
+        began = time.perf_counter()
+        sums = torch.zeros(3, device=device)
+        batches = epoch_batches(prepared, config.batch_size, settings.seed, epoch, rank, world, device)
+        for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+            with cast():
+                loss = preference_step(
+                    wrapped, batch, seen_text_CD, frozen.logit_scale,
+                    loss=settings.loss, beta=settings.beta or 1.0, kl_weight=settings.kl_weight, **loss_settings,
+                )  # fmt: skip
+            optimizer.zero_grad(set_to_none=True)
+            # DDP averages over ranks; the factor makes that the mean over the global batch.
+            (loss.total * (batch.share * world)).backward()
+            optimizer.step()
+            average.update(policy.trainable_weights())
+            values = torch.stack([loss.total.detach(), loss.preference, loss.kl])
+            if not torch.isfinite(values).all():
+                raise DivergedError(
+                    f"the loss became {values[0].item()} at step {step + 1} of {total_steps}; "
+                    f"lower the learning rate ({settings.learning_rate:g}) or beta"
+                )
+            sums += values * batch.share
+        means = (sum_over_ranks(sums) / steps_per_epoch).tolist()
+        spent += time.perf_counter() - began
+
+        last = epoch + 1 == settings.epochs
+        tuned = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
+        variants = {"averaged": average.weights, **({"last": tuned} if last else {})}
+        sets = list(prepared.evaluation) if last else prepared.evaluation_of("validation")
+        began = time.perf_counter()
+        counts = []
+        for name, weights in variants.items():
+            policy.load_weights(weights)
+            counts += evaluate_policy(policy, sets, frozen, name, cast, device)
+        policy.load_weights(tuned)
+        metrics = dict(zip(("loss", "preference_loss", "kl"), means, strict=True))
+        metrics |= {"train_s": spent, "eval_s": time.perf_counter() - began}
+        step = (epoch + 1) * steps_per_epoch
+        reports.append({"epoch": epoch + 1, "step": step, "metrics": metrics, "evals": [asdict(c) for c in counts]})
+        if rank == 0:
+            if last:
+                save_policy(checkpoints, variants)
+            if last or (epoch + 1) % config.epochs_between_checkpoints == 0:
+                state = {"reports": reports, "train_s": spent, "weights": tuned,
+                         "optimizer": optimizer.state_dict(), "average": average.state_dict()}  # fmt: skip
+                save_state(checkpoints, state)
+        report(reports[-1])
+
+
+def epoch_batches(
+    prepared: PreparedSet, batch_size: int, seed: int, epoch: int, rank: int, world: int, device: torch.device
+) -> Iterator[Batch]:
+    """This rank's part of every global batch of one epoch; each pair comes once, in an order that the seed sets.
+
+    Batches differ by at most one pair, so none is dropped and none is tiny.
+    """
+    pairs = len(prepared.attacked)
+    order = torch.randperm(pairs, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    columns = torch.full((len(prepared.classes),), -1)
+    columns[list(prepared.seen)] = torch.arange(len(prepared.seen))
+    for whole in order.tensor_split(math.ceil(pairs / batch_size)):
+        mine = whole.tensor_split(world)[rank]
+        picture = mine // prepared.copies
+        inputs = torch.cat([prepared.clean.inputs(picture.tolist()), prepared.attacked.inputs(mine.tolist())])
+        yield Batch(
+            inputs=_to(inputs, device),
+            chosen=columns[prepared.attacked.labels[mine]].to(device),
+            rejected=columns[prepared.attacked.attack_labels[mine]].to(device),
+            reference_clean=prepared.clean.reference[picture].to(device),
+            reference_attacked=prepared.attacked.reference[mine].to(device),
+            share=len(mine) / len(whole),
+        )
+
+
+@torch.no_grad()
+def evaluate_policy(
+    policy: Policy, sets: Sequence[EvalData], frozen: Frozen, variant: str,
+    cast: Callable[[], AbstractContextManager[Any]], device: torch.device,
+) -> list[Counts]:  # fmt: skip
+    """Counts of the policy as it stands on every set; the ranks share the work and all get the sums."""
+    rank, world = rank_and_world()
+    totals = torch.zeros(len(sets), 3, dtype=torch.int64, device=device)
+    for i, data in enumerate(sets):
+        text_CD = frozen.text_CD[list(data.candidates)].to(device)
+        columns = torch.full((len(frozen.text_CD) + 1,), -2)
+        columns[list(data.candidates)] = torch.arange(len(data.candidates))
+        mine = range(rank, len(data.rows), world)
+        for start in range(0, len(mine), EVAL_BATCH):
+            chosen = mine[start : start + EVAL_BATCH]
+            with cast():
+                embeddings_BD = policy(_to(data.rows.inputs(chosen), device))
+            logps_BC = class_logps(embeddings_BD, text_CD, frozen.logit_scale)
+            labels, attacks = data.rows.labels[list(chosen)], data.rows.attack_labels[list(chosen)]
+            totals[i] += count_predictions(logps_BC, columns[labels].to(device), columns[attacks].to(device))
+    sums = sum_over_ranks(totals).tolist()
+    return [
+        Counts(eval_set=d.name, variant=variant, n_correct=correct, n_total=total, n_fooled=fooled)
+        for d, (correct, total, fooled) in zip(sets, sums, strict=True)
+    ]
+
+
+def evaluate_reference(
+    policy: Policy, prepared: PreparedSet, frozen: Frozen, config: TrainConfig, device: torch.device | None = None
+) -> list[Counts]:
+    """Counts of the untouched model on all sets, through the same computation as any policy's."""
+    device = device or torch.device("cpu")
+    policy.to(device).eval()
+    cast = autocast(config.precision, device)
+    return evaluate_policy(policy, prepared.evaluation, frozen, "reference", cast, device)
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """The autocast of a precision; ``auto`` is bf16 where the device computes it natively."""
+    if precision == "auto":
+        precision = "bf16" if has_native_bf16(device) else "fp32"
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is done by the hardware rather than emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _optimizer(policy: Policy, settings: TrialSettings, config: TrainConfig) -> torch.optim.Optimizer:
+    kinds = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+    weights = list(policy.trainable_weights().values())
+    return kinds[config.optimizer](weights, lr=settings.learning_rate, weight_decay=config.weight_decay)
+
+
+def _to(inputs: Tensor, device: torch.device) -> Tensor:
+    """Inputs on the device, activations in float32 and, for a convolution, in channels-last memory."""
+    moved = inputs.to(device)
+    if not moved.is_floating_point():
+        return moved
+    moved = moved.float()
+    return moved.contiguous(memory_format=torch.channels_last) if moved.ndim == 4 else moved

@@ -1,0 +1,100 @@
+"""A trial through Ray Train: in its own process with 0 workers, as DDP worker processes with more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import ray.tune
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from clippo.config import DataConfig, ModelConfig, TrainConfig
+from clippo.model import ClipModel, Policy, load_clip
+from clippo.prepared import PreparedSet, open_prepared, prepare
+from clippo.tasks import TASKS
+from clippo.train.checkpoint import Checkpoints
+from clippo.train.loop import Frozen, TrialSettings, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker process needs to train one trial; it is sent to it whole.
+
+    Attributes:
+        cache: where prepared sets are kept on each node; a node that has none builds it.
+    """
+
+    task: str
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    settings: TrialSettings
+    cache: Path
+    checkpoints: Checkpoints
+
+
+def run_trial(
+    job: Job, *, name: str, workers: int, gpus_per_worker: float, storage: str, max_failures: int = 3
+) -> None:
+    """Runs one trial to its end, reporting to Ray Tune after every epoch.
+
+    Args:
+        name: names the Train run, so that a restarted trial continues it.
+        storage: where Ray Train keeps its own state.
+    """
+    per_worker = {"CPU": 1.0} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "local": workers == 0},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus_per_worker > 0,
+            resources_per_worker=per_worker if workers else None,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[TuneReportCallback()] if workers else [],
+        ),
+    )
+    trainer.fit()
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    job: Job = config["job"]
+    torch.set_num_threads(1)
+    clip, prepared, frozen = load_shared(job.task, job.model, job.data, job.cache)
+    local: bool = config["local"]
+    device = torch.device("cuda") if local and torch.cuda.is_available() else torch.device("cpu")
+    if not local:
+        device = ray.train.torch.get_device()
+    fit(
+        Policy(clip, job.model.trainable),
+        prepared,
+        frozen,
+        job.settings,
+        job.train,
+        report=ray.tune.report if local else ray.train.report,
+        checkpoints=job.checkpoints,
+        device=device,
+    )
+
+
+@lru_cache(maxsize=1)
+def load_shared(
+    task_name: str, model: ModelConfig, data: DataConfig, cache: Path
+) -> tuple[ClipModel, PreparedSet, Frozen]:
+    """The model, the prepared set and the text features; a process that runs many trials loads them once."""
+    clip = load_clip(model.name, model.pretrained)
+    task = TASKS[task_name](data)
+    prepared = open_prepared(prepare(task, clip, model, cache))
+    text_CD = clip.text_features([model.prompt.format(c) for c in prepared.classes])
+    return clip, prepared, Frozen(text_CD, clip.logit_scale)

