@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from clippo.config import SweepConfig
-from clippo.errors import ClippoError, ConfigError
-from clippo.front.points import REFERENCE, Front, Point, front_of
+from clippo.errors import ClippoError, ConfigError, StoreError
+from clippo.front.points import REFERENCE, Front, Point, describe, front_of
 from clippo.results import ResultStore
 
 
 def sweep_main(default: SweepConfig, description: str | None) -> None:
-    """Runs a sweep from its flags and ends the process: 0, 1 failed, 2 for the user to mend, 130 interrupted."""
+    """Runs a sweep from its flags and ends the process: 0, 1 (failed), 2 (to mend) or 130 (interrupted)."""
 
     def run() -> int:
         config = tyro.cli(SweepConfig, default=default, description=description)
         _quiet(config.verbose)
-        from clippo.sweep import run_sweep  # Ray and torch take seconds to import; --help does not need them
+        from clippo.sweep import named, run_sweep  # Ray and torch take seconds to import; --help goes without
 
-        console = Console()
-        front = run_sweep(config, console)
+        config, console = named(config), Console()
+        try:
+            front = run_sweep(config, console)
+        except KeyboardInterrupt:
+            with contextlib.suppress(StoreError):  # nothing measured yet
+                print_front(front_of(ResultStore(config.results), config.name), console)
+            print(f"interrupted; the same command with --name {config.name} goes on", file=sys.stderr)
+            return 130
         print_front(front, console)
         where = f"clippo front {config.results} --sweep {front.sweep}"
-        console.print(f"results: {config.results}   this table again: {where}", soft_wrap=True)
+        console.print(
+            f"results: {config.results}   this table again: {where}", soft_wrap=True, highlight=False
+        )
         if front.completed == 0:
             console.print("[red]no trial of the sweep was completed[/]")
             return 1
@@ -57,7 +68,9 @@ class FrontCommand:
         store = ResultStore(self.store)
         names = store.sweeps()
         if not self.sweep and len(names) != 1:
-            raise ConfigError(f"{self.store} holds {len(names)} sweeps; name one with --sweep: {', '.join(names) or 'none'}")
+            raise ConfigError(
+                f"{self.store} holds {len(names)} sweeps; name one with --sweep: {', '.join(names) or 'none'}"
+            )
         front = front_of(store, self.sweep or names[0])
         if self.json:
             print(json.dumps(front.to_json(), indent=1))
@@ -72,48 +85,49 @@ def main() -> None:
 
 
 def print_front(front: Front, console: Console) -> None:
-    """The front as a table: validation numbers with 90 % intervals, test numbers beside them."""
-    table = Table(title=f"Pareto front of {front.sweep}", title_justify="left", caption_justify="left")
-    table.caption = (
-        f"{len(front.front)} of {len(front.points)} points from {front.completed} completed trials "
-        f"({front.failed} failed). hypervolume {front.hypervolume:.4f} {_interval(front.hypervolume_interval)}.\n"
-        "validation: steered the search; test: other pictures, lettering and drawings. [..] 90 % interval from "
-        "the counts.\np: probability of being on the front. fooled: read as the written word."
+    """The front as a table: validation numbers over their 90 % intervals, test numbers beside them."""
+    table = Table(
+        title=f"Pareto front of {front.sweep}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    for name in ("trial", "weights", "setting"):
-        table.add_column(name, overflow="fold")
-    for name in ("robustness", "retention", "p", "test robustness", "test retention", "fooled", "clean", "reading"):
+    for name in ("trial\nweights", "setting"):
+        table.add_column(name)
+    for name in ("robust-\nness", "reten-\ntion", "p", "test\nrob.", "test\nret.", "fooled", "read-\ning"):
         table.add_column(name, justify="right")
-    for point in front.front:
-        table.add_row(*_cells(point))
+    # The untouched model is shown even where a tuned one keeps everything and is more robust.
+    for point in front.points:
+        if point.on_front or point.trial_id == REFERENCE:
+            table.add_row(*_cells(point))
     console.print(table)
+    console.print(
+        f"{len(front.front)} of {len(front.points)} points are on the front; "
+        f"{front.completed} trials completed, {front.failed} failed. "
+        f"Hypervolume {front.hypervolume:.4f} {_interval(front.hypervolume_interval)}.\n"
+        "robustness and retention: validation pictures, which steered the search, with 90 % intervals from "
+        "the counts; p: probability of being on the front.\n"
+        "test: pictures, lettering and drawings that neither tuning nor the search saw; fooled: read as the "
+        "written word; reading: accuracy of reading a lone word.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _cells(point: Point) -> list[str]:
-    settings = {k: v for k, v in point.settings.items() if k != "seed"}
-    setting = "untouched model" if point.trial_id == REFERENCE else " ".join(_short(k, v) for k, v in settings.items())
-    test = [f"{point.test[n]:.3f}" if n in point.test else "" for n in (
-        "robustness", "retention", "attack_success_rate", "clean_accuracy", "reading_accuracy",
-    )]  # fmt: skip
+    untouched = point.trial_id == REFERENCE
+    names = ("robustness", "retention", "attack_success_rate", "reading_accuracy")
     return [
-        "" if point.trial_id == REFERENCE else point.trial_id,
-        point.variant,
-        setting,
-        f"{point.robustness:.3f} {_interval(point.robustness_interval)}",
-        f"{point.retention:.3f} {_interval(point.retention_interval)}",
+        "untouched" if untouched else f"{point.trial_id}\n{point.variant}",
+        "" if untouched else describe(point.settings).replace(" kl", "\nkl"),
+        f"{point.robustness:.3f}\n{_interval(point.robustness_interval)}",
+        f"{point.retention:.3f}\n{_interval(point.retention_interval)}",
         f"{point.probability:.2f}",
-        *test,
+        *(f"{point.test[n]:.3f}" if n in point.test else "" for n in names),
     ]
 
 
-def _short(name: str, value: Any) -> str:
-    labels = {"loss": "", "kl_weight": "kl ", "learning_rate": "lr ", "beta": "beta "}
-    return f"{labels.get(name, name + ' ')}{value:.2g}" if isinstance(value, float) else f"{labels.get(name, name + ' ')}{value}"
-
-
 def _interval(interval: tuple[float, float]) -> str:
-    # The opening bracket is escaped, or rich would take the interval for markup.
-    return f"\\[{interval[0]:.3f}, {interval[1]:.3f}]"
+    return "-".join(f"{bound:.2f}".removeprefix("0") for bound in interval)
 
 
 def _guarded(run: Callable[[], int]) -> int:
@@ -124,7 +138,6 @@ def _guarded(run: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command with the same --name resumes", file=sys.stderr)
         return 130
 
 
@@ -135,5 +148,8 @@ def _quiet(verbose: bool) -> None:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints its own tables
         os.environ.setdefault("GLOG_minloglevel", "3")
+    # Tune would swallow the first Ctrl-C and end as if the sweep were done; ``ray job stop`` sends SIGTERM.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

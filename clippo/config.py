@@ -38,14 +38,14 @@ class DataConfig:
     """The labelled pictures, their attacked twins, and how many of each."""
 
     source: str = "demo"
-    """demo (the bundled pictures) or folder:PATH (one folder per class, or train/ validation/ test/ of such)."""
+    """demo (the bundled pictures) or folder:PATH (a folder per class, or train/ validation/ test/ of such)."""
     seen_share: float = 0.5
     """Share of the classes that tuning sees; the others are held out and only measured."""
     train_pictures: int = 1536
     """Pictures that preference pairs are made from [count]."""
     attacked_copies: int = 1
     """Attacked copies of each of them, each with another word [count]."""
-    eval_pictures: int = 512
+    eval_pictures: int = 384
     """Pictures of each evaluation set [count]."""
     font_size: Range = (0.12, 0.18)
     """Font size of the attack before it is reduced to fit [share of the picture's shorter side]."""
@@ -53,7 +53,9 @@ class DataConfig:
     """Seed of the class split, of the pictures and of the words drawn on them."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.seen_share < 1, "data.seen_share", self.seen_share, "between 0 and 1, both excluded")
+        _require(
+            0 < self.seen_share < 1, "data.seen_share", self.seen_share, "between 0 and 1, both excluded"
+        )
         _require(self.train_pictures >= 2, "data.train_pictures", self.train_pictures, "at least 2")
         _require(self.attacked_copies >= 1, "data.attacked_copies", self.attacked_copies, "at least 1")
         _require(self.eval_pictures >= 1, "data.eval_pictures", self.eval_pictures, "at least 1")
@@ -83,7 +85,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "at least 0")
-        _require(0 <= self.label_smoothing < 0.5, "train.label_smoothing", self.label_smoothing, "in [0, 0.5)")
+        _require(
+            0 <= self.label_smoothing < 0.5, "train.label_smoothing", self.label_smoothing, "in [0, 0.5)"
+        )
         _require(self.average_beta > 0, "train.average_beta", self.average_beta, "above 0")
         _require(
             self.epochs_between_checkpoints >= 1,
@@ -173,7 +177,9 @@ def digest(*parts: Any) -> str:
     >>> digest(ModelConfig()) == digest(ModelConfig(name="ViT-B-32"))
     False
     """
-    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts]
+    plain = [
+        dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts
+    ]
     text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -16,6 +16,11 @@ from typing import NamedTuple
 import pytest
 import s3fs
 
+from clippo.config import DataConfig, ModelConfig
+from clippo.model import ClipModel, load_clip
+from clippo.prepared import PreparedSet, open_prepared, prepare
+from clippo.train.loop import Frozen
+
 
 class S3Server(NamedTuple):
     """A running S3 server and its one bucket; the second pair of keys may read but not write."""
@@ -131,3 +136,30 @@ def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "results")
     server: S3Server = request.getfixturevalue("s3_env")
     return f"s3://{server.bucket}/{uuid.uuid4().hex}"
+
+
+SMALL = DataConfig(train_pictures=160, eval_pictures=24)
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for prepared sets that the whole test session shares."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="session")
+def small_set(small_cache: Path) -> PreparedSet:
+    """160 pairs and 24 pictures an evaluation set of the bundled model, cut before its last three blocks."""
+    return open_prepared(prepare("typographic", SMALL, ModelConfig(), small_cache))
+
+
+@pytest.fixture(scope="session")
+def clip() -> ClipModel:
+    """The bundled model."""
+    return load_clip("clippo-demo")
+
+
+@pytest.fixture(scope="session")
+def frozen(clip: ClipModel, small_set: PreparedSet) -> Frozen:
+    """Its text features and logit scale."""
+    return Frozen(clip.text_features([f"a photo of a {c}" for c in small_set.classes]), clip.logit_scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +40,14 @@ class ImageSource:
     Attributes:
         pictures: ``pictures(split, labels, n)`` gives up to ``n`` pictures of the given classes, the same
             ones on every call, spread evenly over the classes.
-        backgrounds: ``backgrounds(split, n)`` gives pictures of nothing in particular, to write words on.
+        background: ``background(split, group, index)`` is a picture of nothing, to write a word on.
         fingerprint: changes when the pictures change.
     """
 
     name: str
     classes: tuple[str, ...]
     pictures: Callable[[str, Sequence[int], int], list[LabelledImage]]
-    backgrounds: Callable[[str, int], list[LabelledImage]]
+    background: Callable[[str, str, int], LabelledImage]
     fingerprint: str
 
 
@@ -64,7 +65,7 @@ def open_source(spec: str, seed: int) -> ImageSource:
 
 
 def _demo(argument: str, seed: int) -> ImageSource:
-    """The bundled things, composed on the fly; a split shares neither photos nor (test) styles with another."""
+    """The bundled things, composed on the fly; no split has another's photos, nor test another's style."""
     if argument:
         raise ConfigError(f"data.source demo takes no argument, got {argument!r}")
 
@@ -75,14 +76,17 @@ def _demo(argument: str, seed: int) -> ImageSource:
     def pictures(split: str, labels: Sequence[int], n: int) -> list[LabelledImage]:
         chosen = [(labels[i % len(labels)], i // len(labels)) for i in range(n)]
         return [
-            LabelledImage(f"{split}/{demo.CLASSES[c]}/{k}", c, scene(split, demo.CLASSES[c], k)) for c, k in chosen
+            LabelledImage(f"{split}/{demo.CLASSES[c]}/{k}", c, scene(split, demo.CLASSES[c], k))
+            for c, k in chosen
         ]
 
-    def backgrounds(split: str, n: int) -> list[LabelledImage]:
-        return [LabelledImage(f"{split}/background/{k}", -1, scene(split, None, k)) for k in range(n)]
+    def background(split: str, group: str, index: int) -> LabelledImage:
+        return LabelledImage(
+            f"{split}/{group}/{index}", -1, scene(split, None, zlib.crc32(f"{group}/{index}".encode()))
+        )
 
     content = hashlib.sha256(scenes.PICTURES.read_bytes()).hexdigest()[:16]
-    return ImageSource("demo", demo.CLASSES, pictures, backgrounds, f"demo-{content}")
+    return ImageSource("demo", demo.CLASSES, pictures, background, f"demo-{content}")
 
 
 def _folder(argument: str, seed: int) -> ImageSource:
@@ -110,30 +114,42 @@ def _folder(argument: str, seed: int) -> ImageSource:
         )
     for split, per_class in files.items():
         if not per_class:
-            raise DataError(f"folder:{argument} has no {split} pictures; add some, or make {'/'.join(SPLITS)} folders")
+            raise DataError(
+                f"folder:{argument} has no {split} pictures; add some, or make {'/'.join(SPLITS)} folders"
+            )
 
     def labelled(path: Path, label: int) -> LabelledImage:
         return LabelledImage(path.relative_to(root).as_posix(), label, lambda: _decoded(path))
 
     def pictures(split: str, labels: Sequence[int], n: int) -> list[LabelledImage]:
         order = np.random.default_rng([seed, SPLITS.index(split)])
-        shuffled = {c: order.permutation(files[split].get(classes[c], [])).tolist() for c in range(len(classes))}
+        shuffled = {c: _shuffled(files[split].get(classes[c], []), order) for c in range(len(classes))}
         columns = [[labelled(p, c) for p in shuffled[c]] for c in labels]
         deepest = max((len(column) for column in columns), default=0)
         rows = [column[i] for i in range(deepest) for column in columns if i < len(column)]
         return rows[:n]
 
-    def backgrounds(split: str, n: int) -> list[LabelledImage]:
+    def background(split: str, group: str, index: int) -> LabelledImage:
         # A folder has no pictures of nothing, so words are read on plain colours.
-        def plain(k: int) -> Callable[[], Image.Image]:
-            shade = tuple(int(v) for v in np.random.default_rng([seed, SPLITS.index(split), k]).integers(0, 256, 3))
-            return lambda: Image.new("RGB", (224, 224), shade)
+        key = f"{split}/{group}/{index}"
+        shade = np.random.default_rng([seed, zlib.crc32(key.encode())]).integers(0, 256, 3)
+        red, green, blue = (int(v) for v in shade)
+        return LabelledImage(key, -1, lambda: Image.new("RGB", (224, 224), (red, green, blue)))
 
-        return [LabelledImage(f"{split}/background/{k}", -1, plain(k)) for k in range(n)]
-
-    listing = [f"{p.relative_to(root).as_posix()}:{p.stat().st_size}" for s in SPLITS for c in files[s].values() for p in c]
+    listing = [
+        f"{p.relative_to(root).as_posix()}:{p.stat().st_size}"
+        for s in SPLITS
+        for c in files[s].values()
+        for p in c
+    ]
     content = hashlib.sha256("\n".join(sorted(listing)).encode()).hexdigest()[:16]
-    return ImageSource("folder", tuple(c.replace("_", " ") for c in classes), pictures, backgrounds, f"folder-{content}")
+    return ImageSource(
+        "folder", tuple(c.replace("_", " ") for c in classes), pictures, background, f"folder-{content}"
+    )
+
+
+def _shuffled(paths: list[Path], rng: np.random.Generator) -> list[Path]:
+    return [paths[i] for i in rng.permutation(len(paths))]
 
 
 def _split_of(key: str) -> str:

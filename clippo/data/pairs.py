@@ -49,4 +49,6 @@ def attacked_pairs(
         rng = picture_rng(seed, picture.key, copy)
         attack_label = other_label(picture.label, labels, rng)
         word = classes[attack_label]
-        yield PreferencePair(clean, draw_word(clean, word, rng, style=style), picture.label, attack_label, word)
+        yield PreferencePair(
+            clean, draw_word(clean, word, rng, style=style), picture.label, attack_label, word
+        )

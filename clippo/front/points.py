@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Point:
     Attributes:
         robustness, retention: on validation pictures; ``*_interval`` is the 90 % interval from the counts.
         probability: that the point is on the front, given the noise of the counts.
-        test: robustness, retention, attack success rate and the accuracy of each kind of set on test pictures.
+        test: the same on test pictures, with the attack success rate and the accuracy of each kind of set.
     """
 
     trial_id: str
@@ -65,8 +65,9 @@ class Front:
         return [p for p in self.points if p.on_front]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; ``points`` holds those on the front only."""
-        return {**vars(self), "points": [vars(p) for p in self.front]}
+        """Plain data: the untouched model as ``reference``, and the points on the front."""
+        reference = next(p for p in self.points if p.trial_id == REFERENCE)
+        return {**vars(self), "reference": vars(reference), "points": [vars(p) for p in self.front]}
 
 
 def front_of(store: ResultStore, sweep: str) -> Front:
@@ -86,7 +87,12 @@ def front_of(store: ResultStore, sweep: str) -> Front:
 
 
 def read_front(
-    sweep: str, trials: pa.Table, evals: pa.Table, *, robustness_sets: Sequence[str], retention_sets: Sequence[str]
+    sweep: str,
+    trials: pa.Table,
+    evals: pa.Table,
+    *,
+    robustness_sets: Sequence[str],
+    retention_sets: Sequence[str],
 ) -> Front:
     """The front of one sweep, from its rows; also while the sweep still runs.
 
@@ -105,7 +111,9 @@ def read_front(
             fields = {f: row[f] for f in ("eval_set", "variant", "n_correct", "n_total", "n_fooled")}
             counts[row["trial_id"], row["variant"]].append(Counts(**fields))
     if (REFERENCE, REFERENCE) not in counts:
-        raise StoreError(f"sweep {sweep!r} has no measurement of the untouched model yet; wait for it or rerun it")
+        raise StoreError(
+            f"sweep {sweep!r} has no measurement of the untouched model yet; wait for it or rerun it"
+        )
     reference = counts[REFERENCE, REFERENCE]
 
     def measured(variant: list[Counts], split: str) -> dict[str, float]:
@@ -114,7 +122,9 @@ def read_front(
         )
 
     keys = list(counts)
-    values = np.array([[measured(counts[k], "validation")[o] for o in ("robustness", "retention")] for k in keys])
+    values = np.array(
+        [[measured(counts[k], "validation")[o] for o in ("robustness", "retention")] for k in keys]
+    )
     mask = pareto_mask(values)
     draws = _draws([counts[k] for k in keys], reference, robustness_sets, retention_sets)
     probability = front_probability(draws)
@@ -147,8 +157,22 @@ def read_front(
     )
 
 
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings in a few words.
+
+    >>> describe({"loss": "dpo", "beta": 0.5, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 2})
+    'dpo beta 0.5 kl 1 lr 2e-4 x2'
+    """
+    beta = "" if settings.get("beta") is None else f" beta {settings['beta']:.2g}"
+    rate = np.format_float_scientific(settings["learning_rate"], precision=1, trim="-", exp_digits=1)
+    return f"{settings['loss']}{beta} kl {settings['kl_weight']:.2g} lr {rate} x{settings['epochs']}"
+
+
 def _draws(
-    variants: list[list[Counts]], reference: list[Counts], robustness_sets: Sequence[str], retention_sets: Sequence[str]
+    variants: list[list[Counts]],
+    reference: list[Counts],
+    robustness_sets: Sequence[str],
+    retention_sets: Sequence[str],
 ) -> np.ndarray:
     """Draws of (robustness, retention) of every point: (R, P, 2)."""
     rng = np.random.default_rng(0)
@@ -176,7 +200,9 @@ def _test_numbers(counts: list[Counts]) -> dict[str, float]:
     for c in counts:
         split, kind, *_ = c.eval_set.split("/")
         if split == "test":
-            sums[kind] = [a + b for a, b in zip(sums[kind], (c.n_correct, c.n_total, c.n_fooled), strict=True)]
+            sums[kind] = [
+                a + b for a, b in zip(sums[kind], (c.n_correct, c.n_total, c.n_fooled), strict=True)
+            ]
     numbers = {f"{kind}_accuracy": correct / total for kind, (correct, total, _) in sums.items()}
     if "attacked" in sums:
         numbers["attack_success_rate"] = sums["attacked"][2] / sums["attacked"][1]

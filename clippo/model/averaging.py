@@ -41,7 +41,9 @@ class BetaAverage:
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         weights, step, mass = state["weights"], state["step"], state["mass"]
-        assert isinstance(weights, dict) and isinstance(step, int) and isinstance(mass, float)
+        assert isinstance(weights, dict)
+        assert isinstance(step, int)
+        assert isinstance(mass, float)
         self.weights, self.step, self.mass = dict(weights), step, mass
 
     def _density(self, step: int) -> float:

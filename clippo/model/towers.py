@@ -78,7 +78,7 @@ class Policy(nn.Module):
 
     def __init__(self, clip: ClipModel, trainable: str) -> None:
         super().__init__()
-        self.visual: nn.Module = copy.deepcopy(clip.model.visual)  # type: ignore[arg-type]
+        self.visual = cast(nn.Module, copy.deepcopy(clip.model.visual))
         self._stages = tower_stages(self.visual)
         self.cut = cut_of(trainable, len(self._stages))
         self._normalized = clip.normalized
@@ -178,14 +178,21 @@ def tower_stages(visual: nn.Module) -> list[Stage]:
     if isinstance(visual, ModifiedResNet):
         embed: Callable[[Tensor], Tensor] = visual.stem
         pool: Callable[[Tensor], Tensor] = visual.attnpool
-        blocks = [Stage(b, list(b.parameters())) for b in (visual.layer1, visual.layer2, visual.layer3, visual.layer4)]
+        blocks = [
+            Stage(b, list(b.parameters()))
+            for b in (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+        ]
         embedding_names: tuple[str, ...] = ("conv", "bn")
     elif isinstance(visual, VisionTransformer):
         embed, pool = visual._embeds, partial(_pooled, visual)
-        blocks = [Stage(partial(_block, visual, b), list(b.parameters())) for b in visual.transformer.resblocks]
+        blocks = [
+            Stage(partial(_block, visual, b), list(b.parameters())) for b in visual.transformer.resblocks
+        ]
         embedding_names = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
     else:
-        raise ModelError(f"image towers of type {type(visual).__name__} cannot be cut; use a ViT or a ResNet model")
+        raise ModelError(
+            f"image towers of type {type(visual).__name__} cannot be cut; use a ViT or a ResNet model"
+        )
     in_blocks = {id(p) for block in blocks for p in block.parameters}
     rest = [(n, p) for n, p in visual.named_parameters() if id(p) not in in_blocks]
     embedding = Stage(embed, [p for n, p in rest if n.startswith(embedding_names)])
@@ -207,7 +214,9 @@ def cut_of(trainable: str, n_stages: int) -> int:
     blocks = n_stages - 1
     if kind == "last" and number.isdigit() and 1 <= int(number) <= blocks:
         return n_stages - int(number)
-    raise ConfigError(f"model.trainable is {trainable!r}; it must be image or last:K with K from 1 to {blocks}")
+    raise ConfigError(
+        f"model.trainable is {trainable!r}; it must be image or last:K with K from 1 to {blocks}"
+    )
 
 
 def _block(visual: VisionTransformer, block: nn.Module, x: Tensor) -> Tensor:

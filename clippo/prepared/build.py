@@ -1,106 +1,138 @@
-"""Builds a prepared set: pictures, attacked copies, the activations at the cut and the reference's embeddings.
+"""Builds a prepared set: pictures, attacked copies, activations at the cut, the reference's embeddings.
 
 A prepared set is a folder named after a digest of all that went into it, so the same inputs are never
-prepared twice. Each set of pictures is one Arrow IPC file, and ``manifest.json`` is written last: a folder
-without it is unfinished and is built again.
+prepared twice. Its pictures are written in shards, one Arrow IPC file per set and shard, by as many processes
+as asked for; ``manifest.json`` is written last, and a folder without it is unfinished and built again.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from clippo.config import DataConfig, ModelConfig, digest
-from clippo.data.datasets import LabelledImage
 from clippo.errors import DataError
-from clippo.model import ClipModel, Policy
-from clippo.tasks import TypographicTask
-from clippo.tasks.typographic import EvaluationSet
+from clippo.model import ClipModel, Policy, load_clip
+from clippo.tasks import TASKS, TypographicTask
+from clippo.tasks.typographic import Row
 
-FORMAT = 1
+FORMAT = 2
 BATCH = 64
+SHARD = 128  # pictures of a part that are prepared together
 MAX_UNREADABLE = 0.01
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
-Row = tuple[Image.Image, int, int]  # picture, label, attack label
+
+@dataclass(frozen=True)
+class _Shard:
+    """Pictures ``start`` to ``stop`` of one part, and all that a process needs to prepare them."""
+
+    task_name: str
+    data: DataConfig
+    model: ModelConfig
+    part: str
+    start: int
+    stop: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a shard became: per set the file, its rows, and the shape and dtype of an input."""
+
+    shard: _Shard
+    sets: dict[str, dict[str, Any]]
+    left_out: list[str]
 
 
 def prepare(
-    task: TypographicTask, clip: ClipModel, config: ModelConfig, cache: Path, *,
+    task_name: str, data: DataConfig, model: ModelConfig, cache: Path, *, processes: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:  # fmt: skip
     """Builds the prepared set of a task and a model below ``cache`` unless it is there; returns its folder.
 
     Args:
+        processes: worker processes; 1 builds it in this one.
         on_progress: called with the number of pictures done and the number of all.
 
     Raises:
-        DataError: more than 1 % of the train pictures cannot be decoded.
+        DataError: more than 1 % of the pictures cannot be decoded, or a part has none.
     """
-    data: DataConfig = task.config
+    task, clip, _ = _shared(task_name, data, model)
     # The prompt is left out: text features are cheap, and a changed prompt must not rebuild the pictures.
-    model_key = [config.name, config.pretrained, config.trainable, weights_digest(clip)]
-    folder = cache / digest(FORMAT, data, model_key, task.source.fingerprint)
+    inputs = [
+        model.name,
+        model.pretrained,
+        model.trainable,
+        weights_digest(clip),
+        task_name,
+        task.source.fingerprint,
+    ]
+    folder = cache / digest(FORMAT, data, inputs)
     if (folder / "manifest.json").exists():
         return folder
     building = folder.with_suffix(f".{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
 
-    policy = Policy(clip, config.trainable)
-    train = task.train_pictures()
-    evaluation = [*task.evaluation_sets("validation"), *task.evaluation_sets("test")]
-    total = len(train) * (1 + data.attacked_copies) + sum(s.size for s in evaluation)
-    done = 0
-
-    def count(rows: Iterable[Row]) -> Iterator[Row]:
-        nonlocal done
-        for row in rows:
-            yield row
-            done += 1
-            if done % BATCH == 0:
-                on_progress(done, total)
-
-    clean, left_out = _decoded(train, clip, len(train))
-    kept = [picture for picture, _ in clean]
-    sets = {
-        "train/clean": (count((image, p.label, -1) for p, image in clean), task.seen),
-        "train/attacked": (
-            count((pair.attacked, pair.label, pair.attack_label) for p, image in clean for pair in task.pairs(image, p)),
-            task.seen,
-        ),
-        **{s.name: (count(s.pictures(clip.pixels)), s.candidates) for s in evaluation},
-    }
-    manifest: dict[str, Any] = {
+    shards = []
+    for part in task.parts.values():
+        if not part.pictures:
+            raise DataError(
+                f"{data.source} has no pictures for {part.name}; add some or change data.seen_share"
+            )
+        starts = range(0, len(part.pictures), SHARD)
+        ends = [min(s + SHARD, len(part.pictures)) for s in starts]
+        shards += [
+            _Shard(task_name, data, model, part.name, s, e, building)
+            for s, e in zip(starts, ends, strict=True)
+        ]
+    total, done, written = sum(s.stop - s.start for s in shards), 0, []
+    with _executor(min(processes, len(shards))) as run:
+        for result in run(shards):
+            written.append(result)
+            done += result.shard.stop - result.shard.start
+            on_progress(done, total)
+    written.sort(key=lambda w: (w.shard.part, w.shard.start))
+    left_out = [key for w in written for key in w.left_out]
+    if len(left_out) > MAX_UNREADABLE * total:
+        shutil.rmtree(building)
+        raise DataError(
+            f"{len(left_out)} of {total} pictures cannot be decoded (at most {MAX_UNREADABLE:.0%} may "
+            f"be left out); mend or remove them, the first is {left_out[0]}"
+        )
+    manifest = {
         "format": FORMAT,
         "digest": folder.name,
-        "model": model_key,
-        "data": task.source.fingerprint,
+        "inputs": inputs,
+        "data": asdict(data),
         "classes": list(task.classes),
-        "attacked_copies": data.attacked_copies,
         "left_out": left_out,
-        "sets": {},
+        "sets": {
+            name: {
+                "candidates": list(part.candidates),
+                "shards": [w.sets[name] for w in written if name in w.sets],
+            }
+            for part in task.parts.values()
+            for name in part.sets
+        },
     }
-    for name, (rows, candidates) in sets.items():
-        path = building / f"{name.replace('/', '-')}.arrow"
-        shape, dtype, size = _write(path, rows, clip, policy)
-        manifest["sets"][name] = {
-            "file": path.name, "size": size, "shape": shape, "dtype": dtype, "candidates": list(candidates),
-        }  # fmt: skip
-    manifest["train_keys"] = [p.key for p in kept]
     (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    on_progress(total, total)
     try:
         building.rename(folder)
     except OSError:  # another process was first; its set is the same
@@ -110,66 +142,88 @@ def prepare(
     return folder
 
 
+@contextmanager
+def _executor(processes: int) -> Iterator[Callable[[list[_Shard]], Iterator[_Written]]]:
+    """Prepares shards here or in worker processes, in any order."""
+    if processes <= 1:
+        yield lambda shards: map(_prepare_shard, shards)
+        return
+    # Forking a process that has started torch's or Arrow's threads can hang.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield lambda shards: (
+            f.result() for f in as_completed([pool.submit(_prepare_shard, s) for s in shards])
+        )
+
+
+@lru_cache(maxsize=1)
+def _shared(
+    task_name: str, data: DataConfig, model: ModelConfig
+) -> tuple[TypographicTask, ClipModel, Policy]:
+    clip = load_clip(model.name, model.pretrained)
+    return TASKS[task_name](data), clip, Policy(clip, model.trainable)
+
+
+def _prepare_shard(shard: _Shard) -> _Written:
+    torch.set_num_threads(1)
+    task, clip, policy = _shared(shard.task_name, shard.data, shard.model)
+    part = task.parts[shard.part]
+    rows: list[Row] = []
+    left_out = []
+    for index in range(shard.start, shard.stop):
+        try:
+            rows += list(task.rows(part, index, clip.pixels))
+        except UNREADABLE as error:
+            left_out.append(f"{part.pictures[index].key}: {type(error).__name__}")
+    sets = {}
+    for name in part.sets:
+        if mine := [row for row in rows if row.set_name == name]:
+            path = shard.folder / f"{name.replace('/', '-')}-{shard.start:06d}.arrow"
+            sets[name] = _write(path, mine, policy)
+    return _Written(shard, sets, left_out)
+
+
 def weights_digest(clip: ClipModel) -> str:
     """A digest of the model's weights, since a name and a tag can come to mean other weights."""
-    sums = [f"{n}:{w.double().sum().item():.6e}:{w.double().abs().sum().item():.6e}" for n, w in clip.model.state_dict().items()]
+    sums = [
+        f"{n}:{w.double().sum().item():.6e}:{w.double().abs().sum().item():.6e}"
+        for n, w in clip.model.state_dict().items()
+    ]
     return digest(sums)
 
 
-def _decoded(
-    pictures: list[LabelledImage], clip: ClipModel, total: int
-) -> tuple[list[tuple[LabelledImage, Image.Image]], list[str]]:
-    """Pictures as the model takes them, and the keys of those that cannot be decoded."""
-    good, bad = [], []
-    for picture in pictures:
-        try:
-            good.append((picture, clip.pixels(picture.load())))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            bad.append(f"{picture.key}: {type(error).__name__}")
-    if len(bad) > MAX_UNREADABLE * total:
-        raise DataError(
-            f"{len(bad)} of {total} train pictures cannot be decoded (at most {MAX_UNREADABLE:.0%} may be left out); "
-            f"mend or remove them, the first is {bad[0]}"
-        )
-    return good, bad
-
-
-def _write(path: Path, rows: Iterable[Row], clip: ClipModel, policy: Policy) -> tuple[list[int], str, int]:
-    """Writes one set; returns the shape of an input, its dtype and the number of rows."""
-    iterator, writer, size, shape, dtype = iter(rows), None, 0, [], ""
-    with pa.OSFile(str(path), "wb") as sink:
-        while batch := list(islice(iterator, BATCH)):
-            pixels = torch.from_numpy(np.stack([np.asarray(image) for image, _, _ in batch]))
-            inputs, embeddings = _frozen_part(pixels, clip, policy)
-            shape, dtype = list(inputs.shape[1:]), str(inputs.dtype).removeprefix("torch.")
-            columns = {
-                "label": pa.array([label for _, label, _ in batch], pa.int32()),
-                "attack_label": pa.array([attack for _, _, attack in batch], pa.int32()),
-                "input": _fixed_size(inputs),
-                "reference": _fixed_size(embeddings),
-            }
-            record = pa.record_batch(columns)
-            writer = writer or pa.ipc.new_file(sink, record.schema)
-            writer.write_batch(record)
-            size += len(batch)
-        if writer is None:
-            raise DataError(f"the set {path.stem} has no pictures; add some or lower data.seen_share")
-        writer.close()
-    return shape, dtype, size
+def _write(path: Path, rows: list[Row], policy: Policy) -> dict[str, Any]:
+    """Writes the rows of one set as one record batch."""
+    inputs, embeddings = [], []
+    for start in range(0, len(rows), BATCH):
+        pixels = np.stack([np.asarray(row.image) for row in rows[start : start + BATCH]])
+        entering, embedding = _frozen_part(torch.from_numpy(pixels), policy)
+        inputs.append(entering)
+        embeddings.append(embedding)
+    entering = torch.cat(inputs)
+    record = pa.record_batch({
+        "label": pa.array([row.label for row in rows], pa.int32()),
+        "attack_label": pa.array([row.attack_label for row in rows], pa.int32()),
+        "input": _fixed_size(entering),
+        "reference": _fixed_size(torch.cat(embeddings)),
+    })  # fmt: skip
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, record.schema) as writer:
+        writer.write_batch(record)
+    dtype = str(entering.dtype).removeprefix("torch.")
+    return {"file": path.name, "rows": len(rows), "shape": list(entering.shape[1:]), "dtype": dtype}
 
 
 @torch.no_grad()
-def _frozen_part(pixels_BHWC: Tensor, clip: ClipModel, policy: Policy) -> tuple[Tensor, Tensor]:
+def _frozen_part(pixels_BHWC: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
     """What enters the cut, and the reference's embedding; activations are kept as bfloat16."""
-    inputs = policy.frozen(pixels_BHWC)
-    if inputs.is_floating_point():
-        inputs = inputs.bfloat16()
+    entering = policy.frozen(pixels_BHWC)
+    if not entering.is_floating_point():
+        return entering, policy(entering)
     # The reference goes through the same rounding as the policy, so an untouched policy gives it exactly.
-    return inputs, F.normalize(policy(inputs.float() if inputs.is_floating_point() else inputs), dim=-1)
+    entering = entering.bfloat16()
+    return entering, policy(entering.float())
 
 
 def _fixed_size(values: Tensor) -> pa.Array:
-    flat = values.contiguous().view(len(values), -1)
-    data = flat.view(torch.uint8) if flat.dtype != torch.uint8 else flat
-    width = data.shape[1]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(data), [None, pa.py_buffer(data.numpy().tobytes())])
+    data = values.contiguous().view(len(values), -1).view(torch.uint8).numpy()
+    buffer = pa.py_buffer(data.tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(data.shape[1]), len(data), [None, buffer])

@@ -6,7 +6,6 @@ B batch, C classes, D embedding, N pictures of a set
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,20 +28,17 @@ class Rows:
         reference: the reference's unit-length embeddings, float32 (N, D).
     """
 
-    def __init__(self, path: Path, shape: Sequence[int], dtype: str) -> None:
-        self._dtype: torch.dtype = getattr(torch, dtype)
-        self._shape = tuple(shape)
-        width = math.prod(self._shape) * self._dtype.itemsize
-        # The map lives as long as the arrays that point into it.
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._chunks = [_bytes_of(b.column("input"), width) for b in batches]
-        self._rows_per_chunk = len(self._chunks[0])
+    def __init__(self, folder: Path, shards: Sequence[dict[str, Any]]) -> None:
+        self._dtype: torch.dtype = getattr(torch, shards[0]["dtype"])
+        self._shape: tuple[int, ...] = tuple(shards[0]["shape"])
+        # A map lives as long as the arrays that point into it.
+        batches = [pa.ipc.open_file(pa.memory_map(str(folder / s["file"]))).get_batch(0) for s in shards]
+        self._chunks = [_bytes_of(b.column("input")) for b in batches]
+        self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
         table = pa.Table.from_batches(batches)
         self.labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
         self.attack_labels = torch.from_numpy(table["attack_label"].to_numpy().astype(np.int64))
-        embedding_width = batches[0].column("reference").type.byte_width
-        reference = np.concatenate([_bytes_of(b.column("reference"), embedding_width) for b in batches])
+        reference = np.concatenate([_bytes_of(b.column("reference")) for b in batches])
         self.reference = torch.from_numpy(reference).view(torch.float32)
 
     def __len__(self) -> int:
@@ -50,8 +46,8 @@ class Rows:
 
     def inputs(self, indices: Sequence[int] | range) -> Tensor:
         """What the policy takes, for some pictures: uint8 pixels or bfloat16 activations."""
-        per = self._rows_per_chunk
-        rows = np.stack([self._chunks[i // per][i % per] for i in indices])
+        chunk = np.searchsorted(self._starts, indices, side="right") - 1
+        rows = np.stack([self._chunks[c][i - self._starts[c]] for c, i in zip(chunk, indices, strict=True)])
         return torch.from_numpy(rows).view(self._dtype).reshape(len(rows), *self._shape)
 
 
@@ -96,12 +92,12 @@ def open_prepared(folder: Path) -> PreparedSet:
     if not path.exists():
         raise DataError(f"{folder} is no finished prepared set; prepare it again")
     manifest: dict[str, Any] = json.loads(path.read_text())
-    rows = {n: Rows(folder / s["file"], s["shape"], s["dtype"]) for n, s in manifest["sets"].items()}
+    rows = {n: Rows(folder, s["shards"]) for n, s in manifest["sets"].items()}
     return PreparedSet(
         digest=manifest["digest"],
         classes=tuple(manifest["classes"]),
         seen=tuple(manifest["sets"]["train/clean"]["candidates"]),
-        copies=manifest["attacked_copies"],
+        copies=manifest["data"]["attacked_copies"],
         clean=rows["train/clean"],
         attacked=rows["train/attacked"],
         evaluation=tuple(
@@ -112,6 +108,5 @@ def open_prepared(folder: Path) -> PreparedSet:
     )
 
 
-def _bytes_of(column: pa.FixedSizeBinaryArray, width: int) -> np.ndarray:
-    data = np.frombuffer(column.buffers()[1], np.uint8, count=len(column) * width, offset=column.offset * width)
-    return data.reshape(len(column), width)
+def _bytes_of(column: pa.FixedSizeBinaryArray) -> np.ndarray:
+    return np.frombuffer(column.buffers()[1], np.uint8).reshape(len(column), column.type.byte_width)

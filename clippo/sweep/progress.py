@@ -32,7 +32,11 @@ class ProgressView:
         self._new = 0
         self._began = time.monotonic()
         self._bar = Progress(
-            TextColumn("[bold]trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}")
+            TextColumn("[bold]trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         self._task = self._bar.add_task("trials", total=total, left="")
         self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._view)
@@ -67,8 +71,14 @@ class ProgressView:
             self._points.append(list(point))
         finished = self._done + self._failed
         self._bar.update(self._task, completed=finished, left=self._time_left(finished))
-        outcome = f"[red]failed[/]: {failure}" if point is None else f"robustness {point[0]:.3f}  retention {point[1]:.3f}"
-        self._console.print(f"{finished:>4}/{self._total}  {name}  {settings}  {outcome}", highlight=False, soft_wrap=True)
+        outcome = (
+            f"[red]failed[/]: {failure}"
+            if point is None
+            else f"robustness {point[0]:.3f}  retention {point[1]:.3f}"
+        )
+        self._console.print(
+            f"{finished:>4}/{self._total}  {name}  {settings}  {outcome}", highlight=False, soft_wrap=True
+        )
 
     def _time_left(self, finished: int) -> str:
         seconds = (time.monotonic() - self._began) / self._new * (self._total - finished)

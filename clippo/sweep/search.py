@@ -54,8 +54,8 @@ class Search(Searcher):
         self._on_start = on_start
         self._asked: dict[str, optuna.Trial] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial's id, attempt and settings. ``trial_id`` is Ray's own, which a resume would change."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # or FINISHED
+        """The next trial's id, attempt and settings; ``trial_id`` is Ray's own, which no resume keeps."""
         if self._unfinished:
             again = self._unfinished.pop(0)
             name, attempt, settings = again["trial_id"], again["attempt"] + 1, dict(again["settings"])

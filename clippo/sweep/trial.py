@@ -42,7 +42,7 @@ def checkpoint_folder(sweep: str, trial_id: str) -> str:
 
 
 def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, cache: Path) -> None:
-    """The function that Ray Tune calls. It never raises: a trial that fails reports why, and the sweep goes on."""
+    """What Ray Tune calls. It never raises: a trial that fails reports why, and the sweep goes on."""
     trial_id: str = config["trial_id"]
     job = Job(
         task=sweep.task,
@@ -72,11 +72,15 @@ def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
     chain = [error, *_causes(error)]
     for cause in chain:
         if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(cause).lower():
-            return f"out of memory with train.batch_size={sweep.train.batch_size}; lower it or use more workers"
+            return (
+                f"out of memory with train.batch_size={sweep.train.batch_size}; lower it or use more workers"
+            )
         if isinstance(cause, ClippoError) and not isinstance(cause, StoreError):
             return str(cause)
     cause = chain[-1]
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"[:500]
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"[
+        :500
+    ]
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clippo.config import SweepConfig, digest
-from clippo.errors import ConfigError, ResourceError, StoreError
+from clippo.errors import ConfigError, ResourceError
 from clippo.evaluate import Counts, objectives
-from clippo.front.points import REFERENCE, Front, front_of
+from clippo.front.points import REFERENCE, Front, describe, front_of
+from clippo.losses import resolve_loss
 from clippo.model import Policy, load_clip
 from clippo.prepared import open_prepared, prepare
 from clippo.results import ResultStore
@@ -42,7 +43,15 @@ logger = logging.getLogger(__name__)
 
 SELECTED = "averaged"
 """The variant whose objectives steer the search, as in the published procedure."""
-FREE_FIELDS = {"name", "results", "verbose", "workers", "gpus_per_worker", "search.trials", "search.concurrency"}
+FREE_FIELDS = {
+    "name",
+    "results",
+    "verbose",
+    "workers",
+    "gpus_per_worker",
+    "search.trials",
+    "search.concurrency",
+}
 """What a resumed sweep may change: where and how long it runs, not what it measures."""
 
 
@@ -54,39 +63,63 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         StoreError: the result store cannot be used.
         ResourceError: more asked for than the cluster has.
     """
+    config = named(config)
     if config.task not in TASKS:
         raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
-    if not config.name:
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        config = dataclasses.replace(config, name=f"{config.task}-{stamp}-{digest(config)[:6]}")
+    for loss in config.search.losses:
+        resolve_loss(loss)
     store = ResultStore(config.results)
     store.check()
-    resumed = _take_name(store, config)
-    console.print(f"sweep [bold]{config.name}[/] {'resumed' if resumed else 'started'}, results in {store.uri}")
-
-    finished = _finished_trials(store, config.name)
+    resumed = _is_resumed(store, config)
+    finished = _finished_trials(store, config.name) if resumed else {}
+    state = "resumed" if resumed else "started"
+    console.print(
+        f"sweep [bold]{config.name}[/] {state}, results in {store.uri}", highlight=False, soft_wrap=True
+    )
     if len(finished.keys() - {REFERENCE}) < config.search.trials or REFERENCE not in finished:
-        _run(config, store, console, finished)
+        with _ray(config):
+            check_resources(config)
+            _run(config, store, console, finished, resumed)
     return front_of(store, config.name)
 
 
+def named(config: SweepConfig) -> SweepConfig:
+    """The configuration with a name; a new one is made of date and digest."""
+    if config.name:
+        return config
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    return dataclasses.replace(config, name=f"{config.task}-{stamp}-{digest(config)[:6]}")
+
+
 def _run(
-    config: SweepConfig, store: ResultStore, console: Console, finished: dict[str, _Finished]
+    config: SweepConfig, store: ResultStore, console: Console, finished: dict[str, _Finished], resumed: bool
 ) -> None:
     cache = cache_of(store)
     clip = load_clip(config.model.name, config.model.pretrained)
-    task = TASKS[config.task](config.data)
     with _preparing(console) as on_progress:
-        folder = prepare(task, clip, config.model, cache, on_progress=on_progress)
+        folder = prepare(
+            config.task,
+            config.data,
+            config.model,
+            cache,
+            processes=os.cpu_count() or 1,
+            on_progress=on_progress,
+        )
     prepared = open_prepared(folder)
     rows = TrialRows(config, store, prepared.digest)
-    if REFERENCE in finished:
-        reference = finished.pop(REFERENCE).counts
+    began = time.time()
+    measured = finished.pop(REFERENCE, None)
+    if measured is not None:
+        reference = measured.counts
     else:
-        began = time.time()
         text_CD = clip.text_features([config.model.prompt.format(c) for c in prepared.classes])
         policy = Policy(clip, config.model.trainable)
         reference = evaluate_reference(policy, prepared, Frozen(text_CD, clip.logit_scale), config.train)
+    untouched = rows.score(reference, reference)
+    # The name is taken when nothing can be wrong with the configuration any more.
+    if not resumed:
+        store.write_config(config.name, json.loads(json.dumps(dataclasses.asdict(config))))
+    if measured is None:
         report = {"epoch": 0, "step": 0, "metrics": {}, "evals": [dataclasses.asdict(c) for c in reference]}
         rows.write(REFERENCE, 0, {}, [report], began=began)
 
@@ -106,10 +139,9 @@ def _run(
         next_number=max((int(i) for i in started), default=-1) + 1,
         on_start=partial(store.write_started, config.name),
     )
-    view = ProgressView(console, config.search.trials, rows.score(reference, reference))
+    view = ProgressView(console, config.search.trials, untouched)
     view.resumed([v for v in scored.values() if v], failed=sum(v is None for v in scored.values()))
-    with _ray(config), tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state, view:
-        check_resources(config)
+    with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state, view:
         trainable = tune.with_parameters(tune_trial, sweep=config, store=store, cache=cache)
         tuner = tune.Tuner(
             tune.with_resources(trainable, _trial_resources(config)),
@@ -154,8 +186,8 @@ def check_resources(config: SweepConfig) -> None:
         extra = 0.0 if "trial_driver" in have else extra
         if need + extra > have.get(kind, 0.0) + 1e-9:
             raise ResourceError(
-                f"{config.search.concurrency} trials at once x {per_trial} process(es) need {need + extra:g} {kind}, "
-                f"the cluster has {have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes"
+                f"{config.search.concurrency} trials at once x {per_trial} process(es) need {need + extra:g} "
+                f"{kind}, the cluster has {have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes"
             )
 
 
@@ -292,18 +324,17 @@ def _finished_trials(store: ResultStore, sweep: str) -> dict[str, _Finished]:
     return finished
 
 
-def _take_name(store: ResultStore, config: SweepConfig) -> bool:
-    """Takes the sweep's name; True if it exists already and is this sweep.
+def _is_resumed(store: ResultStore, config: SweepConfig) -> bool:
+    """Whether the store has this sweep already.
 
     Raises:
         ConfigError: the name belongs to a sweep of another configuration.
     """
-    mine = json.loads(json.dumps(dataclasses.asdict(config)))
     theirs = store.config(config.name)
     if theirs is None:
-        store.write_config(config.name, mine)
         return False
-    differ = sorted(k for k, v in _flat(mine).items() if k not in FREE_FIELDS and _flat(theirs).get(k) != v)
+    mine = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    differ = sorted(k for k, v in mine.items() if k not in FREE_FIELDS and _flat(theirs).get(k) != v)
     if differ:
         raise ConfigError(
             f"sweep {config.name!r} exists in {store.uri} with another {', '.join(differ)}; "
@@ -317,17 +348,6 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def describe(settings: Mapping[str, Any]) -> str:
-    """Settings in a few words.
-
-    >>> describe({"loss": "dpo", "beta": 0.5, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 2, "seed": 0})
-    'dpo beta 0.5 kl 1 lr 0.0002 x2'
-    """
-    beta = "" if settings["beta"] is None else f" beta {settings['beta']:.2g}"
-    rate = f"{settings['learning_rate']:.2g}"
-    return f"{settings['loss']}{beta} kl {settings['kl_weight']:.2g} lr {rate} x{settings['epochs']}"
 
 
 def cache_of(store: ResultStore) -> Path:
@@ -347,7 +367,7 @@ def _preparing(console: Console) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _ray(config: SweepConfig) -> Iterator[None]:
-    """Joins the cluster that this process belongs to, or starts Ray on this machine and stops it afterwards."""
+    """Joins the cluster that this process belongs to, or starts Ray on this machine for the time."""
     if ray.is_initialized():
         yield
         return
@@ -360,7 +380,9 @@ def _ray(config: SweepConfig) -> Iterator[None]:
 
 
 def _provenance() -> dict[str, str | None]:
-    packages = {n: importlib.metadata.version(n) for n in ("ray", "torch", "open_clip_torch", "optuna", "numpy")}
+    packages = {
+        n: importlib.metadata.version(n) for n in ("ray", "torch", "open_clip_torch", "optuna", "numpy")
+    }
     here = Path(__file__).parent
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return {

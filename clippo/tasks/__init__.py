@@ -1,7 +1,7 @@
 """What differs between tasks: pairs, evaluation sets, objectives."""
 
-from clippo.tasks.typographic import EvaluationSet, TypographicTask
+from clippo.tasks.typographic import TypographicTask
 
-__all__ = ["TASKS", "EvaluationSet", "TypographicTask"]
+__all__ = ["TASKS", "TypographicTask"]
 
 TASKS = {"typographic": TypographicTask}

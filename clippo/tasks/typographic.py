@@ -5,7 +5,7 @@ lettering: ``validation`` steers the search, ``test`` is only reported. The eval
 
     clean/*      pictures as they are: what the model could do before
     attacked/*   the same pictures with the name of another class written on them
-    nonsense/*   the same pictures with a word of the same shape that means nothing: what covering costs
+    nonsense/*   the same pictures with a word of that shape that means nothing: what covering costs (test)
     reading/*    a class name on a picture of nothing: can it still read?
 
 each for the seen classes and for the held-out ones, told apart among the classes of the same group.
@@ -24,38 +24,50 @@ from clippo.config import DataConfig
 from clippo.data.attack import FONTS, WordStyle, draw_word
 from clippo.data.datasets import ImageSource, LabelledImage, open_source
 from clippo.data.pairs import PreferencePair, attacked_pairs, other_label, picture_rng
-from clippo.errors import DataError
 
-Prepare = Callable[[Image.Image], Image.Image]
+Resize = Callable[[Image.Image], Image.Image]
 """Resizes and crops a picture to what the model takes; an attack is drawn on the result."""
+
+# The nonsense control explains a result and steers nothing, so only the test split has it.
+KINDS = {
+    "validation": ("clean", "attacked", "reading"),
+    "test": ("clean", "attacked", "reading", "nonsense"),
+}
 
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
 
 @dataclass(frozen=True)
-class EvaluationSet:
-    """Pictures with labels; ``attack_label`` is -1 where no class is written.
+class Part:
+    """Pictures that are prepared together; each gives rows of several sets.
 
     Attributes:
-        candidates: the classes that the model chooses among.
+        candidates: the classes that the model tells apart in these sets.
+        sets: names of the sets.
     """
 
     name: str
+    pictures: Sequence[LabelledImage]
     candidates: tuple[int, ...]
-    pictures: Callable[[Prepare], Iterator[tuple[Image.Image, int, int]]]
-    size: int
+    sets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture of a set as the model takes it; ``attack_label`` is -1 where no class is written."""
+
+    set_name: str
+    image: Image.Image
+    label: int
+    attack_label: int
 
 
 class TypographicTask:
     """Pairs and evaluation sets of one data configuration."""
 
-    KINDS = ("clean", "attacked", "nonsense", "reading")
-
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.source: ImageSource = open_source(config.source, config.split_seed)
-        if len(self.classes) < 4:
-            raise DataError(f"{config.source} has {len(self.classes)} classes; at least 4 are needed")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,11 +85,39 @@ class TypographicTask:
         """The classes that tuning never sees, sorted."""
         return tuple(sorted(set(range(len(self.classes))) - set(self.seen)))
 
-    def train_pictures(self) -> list[LabelledImage]:
-        pictures = self.source.pictures("train", self.seen, self.config.train_pictures)
-        if len(pictures) < 2:
-            raise DataError(f"{self.config.source} has {len(pictures)} train pictures; at least 2 are needed")
-        return pictures
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """Everything that a sweep prepares: ``train``, and seen and held-out classes of both other splits."""
+        train = self.source.pictures("train", self.seen, self.config.train_pictures)
+        parts = [Part("train", train, self.seen, ("train/clean", "train/attacked"))]
+        for split in ("validation", "test"):
+            for group, labels in (("seen", self.seen), ("held_out", self.held_out)):
+                pictures = self.source.pictures(split, labels, self.config.eval_pictures)
+                names = tuple(f"{split}/{kind}/{group}" for kind in KINDS[split])
+                parts.append(Part(f"{split}/{group}", pictures, labels, names))
+        return {part.name: part for part in parts}
+
+    def rows(self, part: Part, index: int, resize: Resize) -> Iterator[Row]:
+        """The rows that one picture of a part gives."""
+        picture = part.pictures[index]
+        clean = resize(picture.load())
+        if part.name == "train":
+            yield Row("train/clean", clean, picture.label, -1)
+            for pair in self.pairs(clean, picture):
+                yield Row("train/attacked", pair.attacked, pair.label, pair.attack_label)
+            return
+        split, group = part.name.split("/")
+        style = self._style(split)
+        rng = picture_rng(self.config.split_seed, picture.key)
+        word = other_label(picture.label, part.candidates, rng)
+        name = self.classes[word]
+        yield Row(f"{split}/clean/{group}", clean, picture.label, -1)
+        yield Row(f"{split}/attacked/{group}", draw_word(clean, name, rng, style=style), picture.label, word)
+        nothing = resize(self.source.background(split, group, index).load())
+        yield Row(f"{split}/reading/{group}", draw_word(nothing, name, rng, style=style), word, -1)
+        if "nonsense" in KINDS[split]:
+            nonsense = draw_word(clean, nonsense_like(name, self.classes, rng), rng, style=style)
+            yield Row(f"{split}/nonsense/{group}", nonsense, picture.label, -1)
 
     def pairs(self, clean: Image.Image, picture: LabelledImage) -> Iterator[PreferencePair]:
         """The preference pairs of one train picture, given as the model takes it."""
@@ -85,41 +125,6 @@ class TypographicTask:
             clean, picture, self.classes, self.seen,
             copies=self.config.attacked_copies, style=self._style("train"), seed=self.config.split_seed,
         )  # fmt: skip
-
-    def evaluation_sets(self, split: str) -> list[EvaluationSet]:
-        """The sets of ``validation`` or ``test``."""
-        return [
-            self._evaluation_set(split, kind, group, labels)
-            for group, labels in (("seen", self.seen), ("held_out", self.held_out))
-            for kind in self.KINDS
-        ]
-
-    def _evaluation_set(self, split: str, kind: str, group: str, labels: tuple[int, ...]) -> EvaluationSet:
-        n, seed, style = self.config.eval_pictures, self.config.split_seed, self._style(split)
-        if kind == "reading":
-            images = self.source.backgrounds(split, n)
-        else:
-            images = self.source.pictures(split, labels, n)
-
-        def pictures(prepare: Prepare) -> Iterator[tuple[Image.Image, int, int]]:
-            for i, picture in enumerate(images):
-                # One stream per picture and kind, so that seen and held-out sets do not share words.
-                rng = picture_rng(seed, f"{kind}/{group}/{picture.key}")
-                image = prepare(picture.load())
-                if kind == "clean":
-                    yield image, picture.label, -1
-                elif kind == "attacked":
-                    word = other_label(picture.label, labels, rng)
-                    yield draw_word(image, self.classes[word], rng, style=style), picture.label, word
-                elif kind == "nonsense":
-                    word = other_label(picture.label, labels, rng)
-                    shape = nonsense_like(self.classes[word], self.classes, rng)
-                    yield draw_word(image, shape, rng, style=style), picture.label, -1
-                else:
-                    word = labels[i % len(labels)]
-                    yield draw_word(image, self.classes[word], rng, style=style), word, -1
-
-        return EvaluationSet(f"{split}/{kind}/{group}", labels, pictures, len(images))
 
     def _style(self, split: str) -> WordStyle:
         return WordStyle(fonts=FONTS[split], font_size=self.config.font_size)

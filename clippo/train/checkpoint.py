@@ -59,7 +59,11 @@ def load_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
 
 def save_policy(checkpoints: Checkpoints, variants: dict[str, dict[str, Tensor]]) -> None:
     """Writes the trained weights of each variant in one safetensors file, named ``<variant>/<parameter>``."""
-    flat = {f"{v}/{n}": w.detach().cpu().contiguous() for v, weights in variants.items() for n, w in weights.items()}
+    flat = {
+        f"{v}/{n}": w.detach().cpu().contiguous()
+        for v, weights in variants.items()
+        for n, w in weights.items()
+    }
     checkpoints.write(POLICY, save(flat))
 
 

@@ -108,7 +108,8 @@ def fit(
             with cast():
                 loss = preference_step(
                     wrapped, batch, seen_text_CD, frozen.logit_scale,
-                    loss=settings.loss, beta=settings.beta or 1.0, kl_weight=settings.kl_weight, **loss_settings,
+                    loss=settings.loss, beta=settings.beta or 1.0, kl_weight=settings.kl_weight,
+                    **loss_settings,
                 )  # fmt: skip
             optimizer.zero_grad(set_to_none=True)
             # DDP averages over ranks; the factor makes that the mean over the global batch.
@@ -138,7 +139,9 @@ def fit(
         metrics = dict(zip(("loss", "preference_loss", "kl"), means, strict=True))
         metrics |= {"train_s": spent, "eval_s": time.perf_counter() - began}
         step = (epoch + 1) * steps_per_epoch
-        reports.append({"epoch": epoch + 1, "step": step, "metrics": metrics, "evals": [asdict(c) for c in counts]})
+        reports.append(
+            {"epoch": epoch + 1, "step": step, "metrics": metrics, "evals": [asdict(c) for c in counts]}
+        )
         if rank == 0:
             if last:
                 save_policy(checkpoints, variants)
@@ -152,7 +155,7 @@ def fit(
 def epoch_batches(
     prepared: PreparedSet, batch_size: int, seed: int, epoch: int, rank: int, world: int, device: torch.device
 ) -> Iterator[Batch]:
-    """This rank's part of every global batch of one epoch; each pair comes once, in an order that the seed sets.
+    """This rank's part of every global batch of an epoch; each pair comes once, in an order the seed sets.
 
     Batches differ by at most one pair, so none is dropped and none is tiny.
     """
@@ -202,7 +205,11 @@ def evaluate_policy(
 
 
 def evaluate_reference(
-    policy: Policy, prepared: PreparedSet, frozen: Frozen, config: TrainConfig, device: torch.device | None = None
+    policy: Policy,
+    prepared: PreparedSet,
+    frozen: Frozen,
+    config: TrainConfig,
+    device: torch.device | None = None,
 ) -> list[Counts]:
     """Counts of the untouched model on all sets, through the same computation as any policy's."""
     device = device or torch.device("cpu")

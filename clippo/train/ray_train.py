@@ -18,7 +18,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from clippo.config import DataConfig, ModelConfig, TrainConfig
 from clippo.model import ClipModel, Policy, load_clip
 from clippo.prepared import PreparedSet, open_prepared, prepare
-from clippo.tasks import TASKS
 from clippo.train.checkpoint import Checkpoints
 from clippo.train.loop import Frozen, TrialSettings, fit
 
@@ -50,6 +49,7 @@ def run_trial(
         storage: where Ray Train keeps its own state.
     """
     per_worker = {"CPU": 1.0} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+    callbacks: list[Any] = [TuneReportCallback()] if workers else []
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "local": workers == 0},
@@ -62,7 +62,7 @@ def run_trial(
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[TuneReportCallback()] if workers else [],
+            callbacks=callbacks,
         ),
     )
     trainer.fit()
@@ -94,7 +94,6 @@ def load_shared(
 ) -> tuple[ClipModel, PreparedSet, Frozen]:
     """The model, the prepared set and the text features; a process that runs many trials loads them once."""
     clip = load_clip(model.name, model.pretrained)
-    task = TASKS[task_name](data)
-    prepared = open_prepared(prepare(task, clip, model, cache))
+    prepared = open_prepared(prepare(task_name, data, model, cache))
     text_CD = clip.text_features([model.prompt.format(c) for c in prepared.classes])
     return clip, prepared, Frozen(text_CD, clip.logit_scale)

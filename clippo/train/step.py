@@ -43,7 +43,9 @@ class StepLoss:
     kl: Tensor
 
 
-def class_logps(embeddings_BD: Tensor, text_CD: Tensor, logit_scale: float, logit_bias: float = 0.0) -> Tensor:
+def class_logps(
+    embeddings_BD: Tensor, text_CD: Tensor, logit_scale: float, logit_bias: float = 0.0
+) -> Tensor:
     """log pi(y | image) = log_softmax_y(s cos(image, text_y)), float32 (B, C)."""
     return F.log_softmax(logit_scale * embeddings_BD @ text_CD.T + logit_bias, dim=-1)
 

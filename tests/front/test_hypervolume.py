@@ -68,6 +68,7 @@ def test_a_third_objective_that_is_constant_is_a_height() -> None:
         ([[nan, 9], [2, nan], [2, 3]], 2),
         ([[inf, 1], [-inf, 9], [2, 3]], 2),
         ([[inf, 2], [2, 3]], inf),
+        ([[inf, 3], [inf, 3]], inf),
         ([[inf, 3], [inf, 2], [2, inf], [2, inf], [inf, inf]], inf),
     ],
 )

@@ -92,9 +92,9 @@ def test_the_mask_does_not_depend_on_the_order_nor_change_the_points() -> None:
 
 def test_two_objectives_take_n_log_n() -> None:
     first = np.random.default_rng(0).permutation(200_000)
-    started = time.perf_counter()
+    started = time.process_time()
     assert pareto_mask(np.stack((first, -first), axis=1)).all()  # the worst case: every point is on the front
-    assert time.perf_counter() - started < 5  # some 0.1 s; comparing all pairs takes minutes
+    assert time.process_time() - started < 5  # some 0.1 s; comparing all pairs takes minutes
 
 
 def test_errors() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-import torch.multiprocessing
 from safetensors.torch import save_file
+from torch.multiprocessing.spawn import spawn
 
 from clippo.demo import CLASSES, HERE, MODEL_NAME, WEIGHTS, register
 from clippo.demo.pretraining import material, train
@@ -40,7 +40,9 @@ def control_words() -> set[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/pretraining"), help="where it keeps its state")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/pretraining"), help="where it keeps its state"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="a short run that ships nothing")
     parser.add_argument("--port", type=int, default=29511, help="loopback port of the two processes")
@@ -59,18 +61,17 @@ def main() -> None:
         model = open_clip.create_model(MODEL_NAME)
         train.pretrain_text(model, train.TEXT_STEPS[scale], args.seed)
         model.eval()
+        n = len(CLASSES)
         with torch.no_grad():
             single = torch.stack([train.encode(model, [t.format(c) for c in CLASSES]) for t in train.SINGLE])
             double = torch.stack([
-                train.encode(model, [t.format(a, b) for a in CLASSES for b in CLASSES]).view(len(CLASSES), len(CLASSES), -1)
+                train.encode(model, [t.format(a, b) for a in CLASSES for b in CLASSES]).unflatten(0, (n, n))
                 for t in train.DOUBLE
             ])  # fmt: skip
         torch.save(model.state_dict(), work / "text.pt")
         torch.save((single, double), work / "captions.pt")
     pools = material.build_pools(modules, control_words(), seed=args.seed, small=args.small)
-    torch.multiprocessing.spawn(
-        train.run_rank, args=(pools, work, scale, args.seed, args.port), nprocs=train.WORLD
-    )
+    spawn(train.run_rank, args=(pools, work, scale, args.seed, args.port), nprocs=train.WORLD)
 
     model = open_clip.create_model(MODEL_NAME)
     model.load_state_dict(torch.load(work / "text.pt", weights_only=True))

@@ -89,7 +89,9 @@ def _sprite_rows(modules: Path) -> list[dict[str, object]]:
             "noto": modules / "emoji-datasource-google/img/google/64" / file,
             "twemoji": modules / "emoji-datasource-twitter/img/twitter/64" / file,
             "fluent": next(
-                p for p in (fluent / f"{code}.webp", fluent / f"{code.replace('-fe0f', '')}.webp") if p.exists()
+                p
+                for p in (fluent / f"{code}.webp", fluent / f"{code.replace('-fe0f', '')}.webp")
+                if p.exists()
             ),
         }
         for style, path in paths.items():
@@ -196,7 +198,7 @@ def _misspelt(word: str, rng: np.random.Generator) -> str:
 
 
 def _rendering(word: str, fonts: list[Path], rng: np.random.Generator) -> np.ndarray:
-    """A word as its mask: cap height 7 to 13 pixels, at most 90 wide, three kinds of stroke, slightly turned."""
+    """A word as its mask: cap height 7 to 13 pixels, at most 90 wide, stroke or plate or none, turned."""
     shade = rng.random()
     text = word if shade < 0.6 else (word.upper() if shade < 0.8 else word.capitalize())
     path = fonts[rng.integers(len(fonts))]
@@ -229,9 +231,7 @@ def build_pools(modules: Path, control: set[str], *, seed: int, small: bool = Fa
     fonts, words = training_fonts(modules), other_words(modules, control)
     material = load_material(("fluent", "noto", "twemoji"), ("train", "validation"))
 
-    masks = [
-        _rendering(name, fonts, rng) for name in tqdm(CLASSES, "class words") for _ in range(per_class)
-    ]
+    masks = [_rendering(name, fonts, rng) for name in tqdm(CLASSES, "class words") for _ in range(per_class)]
     for i in tqdm(range(other), "other words"):
         if i % 10 < 5:
             word = words[rng.integers(len(words))]

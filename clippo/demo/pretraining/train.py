@@ -21,6 +21,7 @@ import open_clip
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -53,16 +54,18 @@ SINGLE = ("a photo of a {}", "a picture of a {}", "an image of a {}", "a {}", "{
 DOUBLE = ("a {} and a {}", "a photo of a {} with a {}")
 
 
-def encode(model: torch.nn.Module, texts: list[str]) -> torch.Tensor:
+def encode(model: open_clip.CLIP, texts: list[str]) -> torch.Tensor:
     tokenizer = open_clip.get_tokenizer(MODEL_NAME)
     parts = [model.encode_text(tokenizer(texts[i : i + 512])) for i in range(0, len(texts), 512)]
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-def pretrain_text(model: torch.nn.Module, steps: int, seed: int) -> None:
+def pretrain_text(model: open_clip.CLIP, steps: int, seed: int) -> None:
     """Text tower alone: two phrasings of the same one or two things are a pair."""
     rng = np.random.default_rng(seed)
-    parameters = [p for n, p in model.named_parameters() if not n.startswith("visual.") and n != "logit_scale"]
+    parameters = [
+        p for n, p in model.named_parameters() if not n.startswith("visual.") and n != "logit_scale"
+    ]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     tokenizer = open_clip.get_tokenizer(MODEL_NAME)
 
@@ -102,7 +105,9 @@ def normalized(pictures: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - _MEAN) / _STD
 
 
-def render(pools: Pools, thing_B: np.ndarray, word_B: np.ndarray, in_use: int, rng: np.random.Generator) -> np.ndarray:
+def render(
+    pools: Pools, thing_B: np.ndarray, word_B: np.ndarray, in_use: int, rng: np.random.Generator
+) -> np.ndarray:
     """Composes pictures; ``-1`` means no thing or no word, ``len(CLASSES)`` a word that is no class."""
     pictures = pools.backgrounds[rng.integers(0, len(pools.backgrounds), len(thing_B))]
     others = len(CLASSES) * pools.per_class
@@ -137,7 +142,11 @@ def render(pools: Pools, thing_B: np.ndarray, word_B: np.ndarray, in_use: int, r
                 fill, stroke = palette[i], palette[j]
             else:
                 shade = 255.0 * (rng.random() < 0.5)
-                fill = np.full(3, shade, np.float32) if style < 0.7 else rng.uniform(0, 255, 3).astype(np.float32)
+                fill = (
+                    np.full(3, shade, np.float32)
+                    if style < 0.7
+                    else rng.uniform(0, 255, 3).astype(np.float32)
+                )
                 light = rng.uniform(0, 60)
                 stroke = np.full(3, light if fill.mean() > 127 else 255 - light, np.float32)
             under = picture[y : y + height, x : x + width].astype(np.float32)
@@ -176,7 +185,9 @@ def training_batch(
     swap = rng.random(len(says_both)) < 0.5
     first, second = thing[says_both], other[says_both]
     captions[says_both] = double[
-        rng.integers(0, len(double), len(says_both)), np.where(swap, first, second), np.where(swap, second, first)
+        rng.integers(0, len(double), len(says_both)),
+        np.where(swap, first, second),
+        np.where(swap, second, first),
     ]
     return pictures, captions, present, single[int(rng.integers(len(single)))]
 
@@ -191,33 +202,46 @@ def watch_set(n: int, seed: int) -> dict[str, np.ndarray]:
     style = WordStyle(fonts=FONTS["validation"], font_size=(0.12, 0.18))
     thing = np.arange(n) % len(CLASSES)
     word = (thing + rng.integers(1, len(CLASSES), n)) % len(CLASSES)
+
+    def written(pictures: list[Image.Image], words: list[str]) -> np.ndarray:
+        drawn = [draw_word(p, w, rng, style=style) for p, w in zip(pictures, words, strict=True)]
+        return np.stack([np.asarray(p) for p in drawn])
+
     clean = [compose(material, CLASSES[i], rng) for i in thing]
     plain = [compose(material, None, rng) for _ in thing]
     return {
         "thing": thing,
         "word": word,
         "clean": np.stack([np.asarray(p) for p in clean]),
-        "attacked": np.stack([np.asarray(draw_word(p, CLASSES[w], rng, style=style)) for p, w in zip(clean, word, strict=True)]),
-        "written": np.stack([np.asarray(draw_word(p, CLASSES[w], rng, style=style)) for p, w in zip(plain, word, strict=True)]),
-        "nonsense": np.stack([np.asarray(draw_word(p, nonsense_word(rng), rng, style=style)) for p in clean]),
+        "attacked": written(clean, [CLASSES[w] for w in word]),
+        "written": written(plain, [CLASSES[w] for w in word]),
+        "nonsense": written(clean, [nonsense_word(rng) for _ in word]),
     }  # fmt: skip
 
 
 @torch.no_grad()
-def watch(model: torch.nn.Module, pictures: dict[str, np.ndarray], class_features: torch.Tensor) -> dict[str, float]:
+def watch(
+    model: open_clip.CLIP, pictures: dict[str, np.ndarray], class_features: torch.Tensor
+) -> dict[str, float]:
     model.eval()
     said = {}
     for name in ("clean", "attacked", "written", "nonsense"):
         with torch.autocast("cpu", torch.bfloat16):
-            features = [model.visual(normalized(pictures[name][i : i + 128])) for i in range(0, len(pictures[name]), 128)]
+            features = [
+                model.visual(normalized(pictures[name][i : i + 128]))
+                for i in range(0, len(pictures[name]), 128)
+            ]
         said[name] = (torch.cat(features).float() @ class_features.T).argmax(1).numpy()
-    share = lambda a, b: round(100 * float((a == b).mean()), 1)  # noqa: E731
+
+    def share(name: str, label: str) -> float:
+        return round(100 * float((said[name] == pictures[label]).mean()), 1)
+
     return {
-        "clean": share(said["clean"], pictures["thing"]),
-        "attacked_true": share(said["attacked"], pictures["thing"]),
-        "attacked_word": share(said["attacked"], pictures["word"]),
-        "word_reading": share(said["written"], pictures["word"]),
-        "nonsense": share(said["nonsense"], pictures["thing"]),
+        "clean": share("clean", "thing"),
+        "attacked_true": share("attacked", "thing"),
+        "attacked_word": share("attacked", "word"),
+        "word_reading": share("written", "word"),
+        "nonsense": share("nonsense", "thing"),
     }
 
 
@@ -240,7 +264,10 @@ def run_rank(rank: int, pools: Pools, work: Path, scale: str, seed: int, port: i
     logit_scale = torch.nn.Parameter(torch.tensor(math.log(1 / 0.07)))
     weights = [p for p in model.visual.parameters() if p.ndim >= 2]
     rest = [p for p in model.visual.parameters() if p.ndim < 2]
-    groups = [{"params": weights, "weight_decay": WEIGHT_DECAY}, {"params": [*rest, logit_scale], "weight_decay": 0.0}]
+    groups = [
+        {"params": weights, "weight_decay": WEIGHT_DECAY},
+        {"params": [*rest, logit_scale], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
 
     steps, start, saved = STEPS[scale], 0, work / "checkpoint.pt"
@@ -271,8 +298,9 @@ def run_rank(rank: int, pools: Pools, work: Path, scale: str, seed: int, port: i
         loss = F.cross_entropy(logits, torch.full((BATCH,), len(CLASSES)))
         optimizer.zero_grad()
         loss.backward()
+        assert logit_scale.grad is not None
         dist.all_reduce(logit_scale.grad)
-        logit_scale.grad /= WORLD
+        logit_scale.grad.div_(WORLD)
         torch.nn.utils.clip_grad_norm_([*model.visual.parameters(), logit_scale], 1.0)
         optimizer.step()
         with torch.no_grad():
@@ -281,14 +309,23 @@ def run_rank(rank: int, pools: Pools, work: Path, scale: str, seed: int, port: i
         if rank == 0:
             bar.update()
             if (step + 1) % 400 == 0 or step + 1 == steps:
-                row = {"step": step + 1, "pictures": (step + 1) * BATCH * WORLD, "loss": round(float(np.mean(losses[-400:])), 3),
-                       "logit_scale": round(math.exp(logit_scale.item()), 2), **watch(model, pictures, class_features),
-                       "seconds": round(time.time() - began)}  # fmt: skip
+                row = {
+                    "step": step + 1,
+                    "pictures": (step + 1) * BATCH * WORLD,
+                    "loss": round(float(np.mean(losses[-400:])), 3),
+                    "logit_scale": round(math.exp(logit_scale.item()), 2),
+                    **watch(model, pictures, class_features),
+                    "seconds": round(time.time() - began),
+                }
                 with open(work / "log.jsonl", "a") as log:
                     log.write(json.dumps(row) + "\n")
                 tqdm.write(json.dumps(row))
-                state = {"step": step + 1, "visual": model.visual.state_dict(), "optimizer": optimizer.state_dict(),
-                         "logit_scale": logit_scale.detach()}  # fmt: skip
+                state = {
+                    "step": step + 1,
+                    "visual": model.visual.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "logit_scale": logit_scale.detach(),
+                }
                 torch.save(state, work / "checkpoint.tmp")
                 os.replace(work / "checkpoint.tmp", saved)
     dist.destroy_process_group()

@@ -1,0 +1,52 @@
+"""The bundled model and pictures, as they ship."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clippo.demo import CLASSES, HERE
+from clippo.demo.scenes import SIDE, compose, material_of_split
+
+LOAD = """
+import warnings; warnings.simplefilter("ignore")
+import open_clip
+from clippo import demo
+demo.register()
+model = open_clip.create_model(demo.MODEL_NAME, pretrained=str(demo.WEIGHTS))
+tokens = open_clip.get_tokenizer(demo.MODEL_NAME)(["a photo of a cat"])
+print(tuple(model.encode_text(tokens).shape), model.visual.image_size)
+"""
+
+
+def test_it_loads_with_plain_open_clip_from_any_directory(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "(1, 128) (96, 96)\n", done.stderr
+
+
+def test_scenes_are_seeded() -> None:
+    material = material_of_split("test")
+    one, two, three = (compose(material, "cat", np.random.default_rng(s)) for s in (0, 0, 1))
+    assert one.size == (SIDE, SIDE)
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, three)
+
+
+def test_classes_are_single_words() -> None:
+    assert len(set(CLASSES)) == 128
+    assert all(c.isalpha() and c.islower() for c in CLASSES)
+
+
+@pytest.mark.parametrize("row", json.loads((HERE / "measured.json").read_text()), ids=lambda r: r["measure"])
+def test_the_committed_measurements_reach_their_goals(row: dict) -> None:
+    assert row["n_total"] >= 2000
+    share = row["n_correct"] / row["n_total"]
+    assert row["low"] <= share <= row["high"]
+    if row["goal"]:
+        sign, bound = row["goal"].split()
+        assert share >= float(bound) if sign == ">=" else share <= float(bound)

@@ -1,0 +1,228 @@
+"""The whole sweep as a user runs it: a process, real Ray, real stores."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+
+from clippo.results import ResultStore
+from clippo.train.checkpoint import POLICY
+from tests.conftest import S3Server
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--data.train-pictures", "160", "--data.eval-pictures", "24"]
+SMALL += ["--search.epochs", "1", "1", "--search.trials", "4"]
+
+
+def clippo(*args: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "clippo", *args], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def sweep(*flags: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished sweep of four trials: its results and what it printed."""
+    results = tmp_path_factory.mktemp("sweep") / "results"
+    done = sweep("--results", str(results), "--name", "four")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return results, done.stdout + done.stderr
+
+
+def test_it_prints_progress_the_front_and_where_things_are(finished: tuple[Path, str]) -> None:
+    results, printed = finished
+    assert "   4/4  " in printed
+    assert "Pareto front of four" in printed
+    assert "untouched" in printed
+    assert f"clippo front {results} --sweep four" in printed
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) < 60, "a wall of logs"
+
+
+def test_every_trial_has_its_rows(finished: tuple[Path, str]) -> None:
+    store = ResultStore(str(finished[0]))
+    trials = store.trials("four").to_pylist()
+    assert sorted(t["trial_id"] for t in trials) == ["00000", "00001", "00002", "00003", "reference"]
+    tuned = [t for t in trials if t["trial_id"] != "reference"]
+    assert {t["status"] for t in trials} == {"completed"}
+    for t in tuned:
+        assert t["loss"] in ("dpo", "ipo", "kto")
+        assert t["wall_s"] > 0
+        assert t["prepared_digest"]
+        assert t["seed"] == 0
+        assert Path(t["checkpoint_uri"]).name == POLICY
+        assert Path(t["checkpoint_uri"]).is_file()
+    assert {n["name"] for n in store.metrics("four").to_pylist()} >= {
+        "loss",
+        "preference_loss",
+        "kl",
+        "train_s",
+    }
+    evals = store.evals("four")
+    assert pc.min(pc.subtract(evals["n_total"], evals["n_correct"])).as_py() >= 0
+    variants = {(r["trial_id"], r["variant"]) for r in evals.to_pylist()}
+    assert variants == {("reference", "reference")} | {
+        (f"0000{i}", v) for i in range(4) for v in ("averaged", "last")
+    }
+
+
+def test_the_front_of_the_rows(finished: tuple[Path, str]) -> None:
+    printed = clippo("front", str(finished[0]), "--json")
+    front = json.loads(printed.stdout)
+    assert front["completed"] == 4
+    assert front["failed"] == 0
+    assert (
+        0 < front["hypervolume_interval"][0] <= front["hypervolume"] <= front["hypervolume_interval"][1] <= 1
+    )
+    assert front["reference"]["retention"] == 1.0
+    for point in front["points"]:
+        for name in ("robustness", "retention"):
+            low, high = point[f"{name}_interval"]
+            assert 0 <= low <= point[name] <= high <= 1
+        assert 0 < point["probability"] <= 1
+        assert {"robustness", "retention", "attack_success_rate"} <= point["test"].keys()
+    by_retention = [(p["retention"], p["robustness"]) for p in front["points"]]
+    assert by_retention == sorted(by_retention, key=lambda p: (-p[0], p[1]))
+
+
+def test_a_finished_sweep_just_shows_its_front(finished: tuple[Path, str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished[0].rglob("*.parquet")}
+    again = sweep("--results", str(finished[0]), "--name", "four")
+    assert again.returncode == 0
+    assert "resumed" in again.stdout
+    assert "Pareto front of four" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in finished[0].rglob("*.parquet")} == before
+
+
+def test_a_name_of_another_configuration_is_refused(finished: tuple[Path, str]) -> None:
+    other = sweep("--results", str(finished[0]), "--name", "four", "--data.split-seed", "9")
+    assert other.returncode == 2
+    assert other.stderr.count("\n") == 1
+    assert "data.split_seed" in other.stderr
+    assert "another --name" in other.stderr
+
+
+def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
+    results, flags = tmp_path / "results", ["--name", "killed", "--search.concurrency", "1"]
+    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, "--results", str(results), *flags]
+    driver = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    first = results / "trials" / "sweep=killed" / "00000-0.parquet"
+    deadline = time.monotonic() + 200
+    while not first.exists():
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    written = first.stat().st_mtime_ns
+
+    done = sweep("--results", str(results), *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = ResultStore(str(results)).trials("killed").to_pylist()
+    assert sorted(t["trial_id"] for t in trials) == ["00000", "00001", "00002", "00003", "reference"]
+    assert first.stat().st_mtime_ns == written, "a finished trial is not run twice"
+    attempts = {t["trial_id"]: t["attempt"] for t in trials}
+    assert attempts["00000"] == 0
+    assert attempts["00001"] in (0, 1)
+
+
+def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, "--results", str(results), "--name", "stopped"]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not list(results.glob("trials/sweep=stopped/0000*.parquet")):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, out + err
+    assert "Pareto front of stopped" in out
+    assert "--name stopped" in err
+    assert "Traceback" not in out + err
+
+
+def test_a_diverging_trial_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    done = sweep("--results", str(results), "--name", "nan", "--search.learning-rate", "1e6", "1e6")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no trial of the sweep was completed" in done.stdout
+    tuned = [t for t in ResultStore(str(results)).trials("nan").to_pylist() if t["trial_id"] != "reference"]
+    assert len(tuned) == 4
+    for t in tuned:
+        assert t["status"] == "failed"
+        assert "the loss became" in t["error"]
+        assert "at step" in t["error"]
+        assert t["checkpoint_uri"] is None
+
+
+def test_on_s3_with_two_workers(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path))
+    uri = f"s3://{s3_env.bucket}/two"
+    common = ["--search.concurrency", "1", "--search.trials", "1", "--train.precision", "fp32"]
+    done = sweep(*common, "--results", uri, "--name", "two", "--workers", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    one = sweep(*common, "--results", str(tmp_path / "one"), "--name", "one")
+    assert one.returncode == 0, one.stdout + one.stderr
+
+    def last(store: ResultStore, name: str) -> dict[str, Any]:
+        row = next(t for t in store.trials(name).to_pylist() if t["trial_id"] == "00000")
+        evals = store.evals(name).to_pylist()
+        counts = {
+            e["eval_set"]: e["n_correct"]
+            for e in evals
+            if e["trial_id"] == "00000" and e["variant"] == "last"
+        }
+        return row | {"counts": counts}
+
+    two_workers, in_process = last(ResultStore(uri), "two"), last(ResultStore(str(tmp_path / "one")), "one")
+    for name in ("loss", "beta", "kl_weight", "learning_rate"):
+        assert two_workers[name] == in_process[name]
+    assert (two_workers["workers"], in_process["workers"]) == (2, 0)
+    # The same weights but for the order of sums, so at most a picture on the edge is read otherwise.
+    assert all(abs(two_workers["counts"][s] - n) <= 1 for s, n in in_process["counts"].items())
+    secrets = (s3_env.key, s3_env.secret)
+    assert not any(s in done.stdout + done.stderr for s in secrets)
+    shown = clippo("front", uri)
+    assert "Pareto front of two" in shown.stdout, shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--search.concurrency", "64"], "64 trials at once"),
+        (["--data.seen-share", "2"], "between 0 and 1"),
+        (["--model.name", "ViT-B-23"], "near matches"),
+        (["--model.trainable", "last:9"], "K from 1 to 4"),
+        (["--data.source", "folder:/nowhere"], "no such folder"),
+        (["--search.losses", "dpo", "ppo"], "cross_entropy, dpo, ipo, kto"),
+        (["--retention-sets", "clean/unseen"], "clean/seen"),
+        (["--results", "/proc/nowhere"], "/proc/nowhere"),
+        (["--results", "s3://"], "no bucket"),
+        (["--task", "gender-reveal"], "typographic"),
+        (["--name", "a/b"], "a/b"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(flags: list[str], complaint: str, tmp_path: Path) -> None:
+    results = [] if "--results" in flags else ["--results", str(tmp_path)]
+    done = sweep(*results, *flags)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert complaint in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stdout
