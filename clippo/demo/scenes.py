@@ -41,9 +41,9 @@ def load_material(styles: tuple[str, ...], photo_splits: tuple[str, ...]) -> Mat
     photos = []
     for row in pq.read_table(PICTURES).to_pylist():
         if row["kind"] == "sprite" and row["style"] in styles:
-            sprites.setdefault(row["name"], []).append(_decode(row["image"], "RGBA"))
+            sprites.setdefault(row["name"], []).append(decode(row["image"], "RGBA"))
         elif row["kind"] == "photo" and row["split"] in photo_splits:
-            photos.append(_decode(row["image"], "RGB"))
+            photos.append(decode(row["image"], "RGB"))
     return Material(tuple(sorted(sprites)), sprites, photos)
 
 
@@ -52,7 +52,8 @@ def material_of_split(split: str) -> Material:
     return load_material(SPRITE_STYLES[split], (split,))
 
 
-def _decode(data: bytes, mode: str) -> Image.Image:
+def decode(data: bytes, mode: str) -> Image.Image:
+    """An encoded picture in a PIL mode."""
     return Image.open(io.BytesIO(data)).convert(mode)
 
 

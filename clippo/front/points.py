@@ -127,6 +127,7 @@ def read_front(
     )
     mask = pareto_mask(values)
     draws = _draws([counts[k] for k in keys], reference, robustness_sets, retention_sets)
+    draws[:, keys.index((REFERENCE, REFERENCE)), 1] = 1  # it keeps all that it has, whatever that is
     probability = front_probability(draws)
     low, high = draws_interval(draws, CONFIDENCE)
     points = [

@@ -8,6 +8,7 @@ in memory and is rebuilt from the result tables, which are the truth.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,13 @@ class Search(Searcher):
 def _sampler(search: SearchConfig) -> BaseSampler:
     if search.sampler == "random":
         return RandomSampler(seed=search.seed)
-    return TPESampler(
-        seed=search.seed, n_startup_trials=max(4, search.trials // 4), multivariate=True, group=True,
-        constant_liar=search.concurrency > 1,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # Multivariate sampling over a conditional space (group) has been "experimental" for years.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(
+            seed=search.seed,
+            n_startup_trials=max(4, search.trials // 4),
+            multivariate=True,
+            group=True,
+            constant_liar=search.concurrency > 1,
+        )

@@ -187,7 +187,8 @@ def check_resources(config: SweepConfig) -> None:
         if need + extra > have.get(kind, 0.0) + 1e-9:
             raise ResourceError(
                 f"{config.search.concurrency} trials at once x {per_trial} process(es) need {need + extra:g} "
-                f"{kind}, the cluster has {have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes"
+                f"{kind}, the cluster has {have.get(kind, 0.0):g}; lower search.concurrency or workers, "
+                "or add nodes"
             )
 
 

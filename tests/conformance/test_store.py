@@ -340,8 +340,8 @@ def write_many(uris: list[str], writer: int, barrier: Barrier) -> None:
 def test_eight_writers_at_once_lose_nothing(tmp_path: Path, s3_env: S3Server) -> None:
     uris = [str(tmp_path), f"s3://{s3_env.bucket}/writers"]  # in one test, as starting processes is slow
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(8, timeout=120)
-    writers = [context.Process(target=write_many, args=(uris, n, barrier)) for n in range(8)]
+    barrier = context.Barrier(8)
+    writers = [context.Process(target=write_many, args=(uris, n, barrier), daemon=True) for n in range(8)]
     for writer in writers:
         writer.start()
     for writer in writers:

@@ -23,23 +23,23 @@ from tqdm import tqdm
 
 from clippo.data.attack import FALLBACK_FONT, FONT_DIR, FONTS, word_mask
 from clippo.demo import CLASSES
-from clippo.demo.scenes import PICTURES, SIDE, background, load_material, object_layer
+from clippo.demo.scenes import PICTURES, SIDE, background, decode, load_material, object_layer
 
 HERE = Path(__file__).parent
 SPRITE_SIDE, PHOTO_SIDE = 72, 256
 
-# package, file, split, source, licence
+# package, file, split, source, licence; what has no clear licence serves pretraining alone and is not shipped
 PHOTOS = (
     ("skimage.data", "brick.png", "train", "CC0Textures Bricks25", "CC0-1.0"),
     ("skimage.data", "gravel.png", "train", "CC0Textures Gravel04", "CC0-1.0"),
     ("skimage.data", "hubble_deep_field.jpg", "train", "NASA", "public domain"),
-    ("skimage.data", "ihc.png", "train", "CMMI, H-DAB stain", "no known copyright restrictions"),
+    ("skimage.data", "ihc.png", "pretraining", "CMMI", ""),
     ("skimage.data", "coins.png", "train", "Brooklyn Museum", "no known copyright restrictions"),
     ("sklearn.datasets.images", "china.jpg", "train", "danielbuechele, Flickr 6061409035", "CC-BY-2.0"),
     ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "train", "US Navy", "public domain"),
     ("skimage.data", "grass.png", "validation", "Linolafett, deviantart.com", "CC0-1.0"),
-    ("skimage.data", "moon.png", "validation", "NASA, Surveyor 1", "public domain"),
-    ("skimage.data", "cell.png", "validation", "scikit-image", "CC0-1.0"),
+    ("skimage.data", "moon.png", "pretraining", "scikit-image", ""),
+    ("skimage.data", "cell.png", "validation", "Mueller et al., Optics Express 26(8), 2018", "CC0-1.0"),
     ("skimage.data", "clock_motion.png", "validation", "Stefan van der Walt", "public domain"),
     ("skimage.data", "microaneurysms.png", "validation", "Andreas Maier", "CC0-1.0"),
     ("skimage.data", "coffee.png", "test", "Rachel Michetti", "CC0-1.0"),
@@ -68,7 +68,7 @@ def fetch(work: Path) -> Path:
 
 def write_bundle(modules: Path) -> None:
     """Writes the sprites and photos of the bundle, and copies its fonts."""
-    rows = [*_sprite_rows(modules), *_photo_rows()]
+    rows = [*_sprite_rows(modules), *(row for row in _photo_rows() if row["split"] != "pretraining")]
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, PICTURES, compression="none", row_group_size=64)
     FONT_DIR.mkdir(exist_ok=True)
@@ -229,7 +229,8 @@ def build_pools(modules: Path, control: set[str], *, seed: int, small: bool = Fa
     rng = np.random.default_rng(seed)
     per_class, other, objects, backgrounds = (8, 500, 6, 300) if small else (240, 16000, 60, 14000)
     fonts, words = training_fonts(modules), other_words(modules, control)
-    material = load_material(("fluent", "noto", "twemoji"), ("train", "validation"))
+    sprites_of = load_material(("fluent", "noto", "twemoji"), ()).sprites
+    photos = [decode(row["image"], "RGB") for row in _photo_rows() if row["split"] != "test"]
 
     masks = [_rendering(name, fonts, rng) for name in tqdm(CLASSES, "class words") for _ in range(per_class)]
     for i in tqdm(range(other), "other words"):
@@ -244,12 +245,12 @@ def build_pools(modules: Path, control: set[str], *, seed: int, small: bool = Fa
     layers = np.zeros((len(CLASSES), objects, 60, 60, 4), np.uint8)
     sides = np.zeros((len(CLASSES), objects), np.int16)
     for c, name in enumerate(tqdm(CLASSES, "objects")):
-        sprites = material.sprites[name]
+        sprites = sprites_of[name]
         for k in range(objects):
             layer = object_layer(sprites[k % len(sprites)], rng)
             sides[c, k] = len(layer)
             layers[c, k, : len(layer), : len(layer)] = layer
-    scenes = np.stack([background(material.photos, rng) for _ in tqdm(range(backgrounds), "backgrounds")])
+    scenes = np.stack([background(photos, rng) for _ in tqdm(range(backgrounds), "backgrounds")])
     return Pools(
         backgrounds=scenes,
         objects=layers,
