@@ -63,6 +63,8 @@ class FrontCommand:
     """Name of the sweep; needed when the store holds more than one."""
     json: bool = False
     """Print JSON instead of a table."""
+    plot: str = ""
+    """Also draw the front into this file: .png, .svg or .html."""
 
     def run(self) -> int:
         store = ResultStore(self.store)
@@ -76,6 +78,10 @@ class FrontCommand:
             print(json.dumps(front.to_json(), indent=1))
         else:
             print_front(front, Console())
+        if self.plot:
+            from clippo.front.plot import front_chart, save_chart  # Altair takes a second to import
+
+            save_chart(front_chart(front), self.plot)
         return 0
 
 

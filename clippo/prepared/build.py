@@ -73,7 +73,8 @@ def prepare(
     Raises:
         DataError: more than 1 % of the pictures cannot be decoded, or a part has none.
     """
-    task, clip, _ = _shared(task_name, data, model)
+    task = TASKS[task_name](data)
+    clip, _ = _model(model)
     # The prompt is left out: text features are cheap, and a changed prompt must not rebuild the pictures.
     inputs = [
         model.name,
@@ -155,17 +156,24 @@ def _executor(processes: int) -> Iterator[Callable[[list[_Shard]], Iterator[_Wri
         )
 
 
+# A process prepares many shards of one set, and need not load the model or list the pictures for each.
+
+
 @lru_cache(maxsize=1)
-def _shared(
-    task_name: str, data: DataConfig, model: ModelConfig
-) -> tuple[TypographicTask, ClipModel, Policy]:
+def _model(model: ModelConfig) -> tuple[ClipModel, Policy]:
     clip = load_clip(model.name, model.pretrained)
-    return TASKS[task_name](data), clip, Policy(clip, model.trainable)
+    return clip, Policy(clip, model.trainable)
+
+
+@lru_cache(maxsize=1)
+def _task(task_name: str, data: DataConfig, folder: Path) -> TypographicTask:
+    return TASKS[task_name](data)  # by the folder that is built: next time the pictures may be others
 
 
 def _prepare_shard(shard: _Shard) -> _Written:
     torch.set_num_threads(1)
-    task, clip, policy = _shared(shard.task_name, shard.data, shard.model)
+    clip, policy = _model(shard.model)
+    task = _task(shard.task_name, shard.data, shard.folder)
     part = task.parts[shard.part]
     rows: list[Row] = []
     left_out = []

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from clippo.demo import CLASSES, HERE
 from clippo.demo.scenes import SIDE, compose, material_of_split
@@ -42,11 +41,11 @@ def test_classes_are_single_words() -> None:
     assert all(c.isalpha() and c.islower() for c in CLASSES)
 
 
-@pytest.mark.parametrize("row", json.loads((HERE / "measured.json").read_text()), ids=lambda r: r["measure"])
-def test_the_committed_measurements_reach_their_goals(row: dict) -> None:
-    assert row["n_total"] >= 2000
-    share = row["n_correct"] / row["n_total"]
-    assert row["low"] <= share <= row["high"]
-    if row["goal"]:
-        sign, bound = row["goal"].split()
-        assert share >= float(bound) if sign == ">=" else share <= float(bound)
+def test_the_committed_measurements_reach_their_goals() -> None:
+    for row in json.loads((HERE / "measured.json").read_text()):
+        assert row["n_total"] >= 2000
+        share = row["n_correct"] / row["n_total"]
+        assert row["low"] <= share <= row["high"]
+        if row["goal"]:
+            sign, bound = row["goal"].split()
+            assert share >= float(bound) if sign == ">=" else share <= float(bound), row

@@ -147,7 +147,7 @@ def test_two_workers_give_the_weights_of_one(
         return torch.cat([weights[n].detach().flatten() for n in sorted(start)])
 
     # Sums are taken in another order, and AdamW makes a step of any gradient, be it only rounding noise (as
-    # that of the key bias, which no softmax sees); so what is compared is the whole change: 2 % of its length.
+    # that of the key bias, which no softmax sees); so the whole change is compared: 2 % of its length.
     moved = (flat(one["last"]) - flat(start)).norm()
     assert (flat(one["last"]) - flat(two["last"])).norm() <= 0.02 * moved
 
