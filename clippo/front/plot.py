@@ -22,14 +22,14 @@ WIDTH, HEIGHT = 620, 400  # of the plotting area; with its axis the picture is a
 KNOWN_LOSSES = ("dpo", "ipo", "kto", "cross_entropy")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right")
-INK, GREY = "#222222", "#8A8A8A"
+INK, GREY, PALE = "#222222", "#8A8A8A", "#B4B4B4"
 STAR = "M0,-1L.235,-.324L.951,-.309L.38,.124L.588,.809L0,.4L-.588,.809L-.38,.124L-.951,-.309L-.235,-.324Z"
 UNTOUCHED = "untouched model"
 ON_FRONT, DOMINATED = "on the front, with 90 % intervals", "dominated"
 
-# An axis never shows less than MIN_SPAN, or noise would fill the picture; and one bad trial must not press
-# the front into a corner, so dominated points widen an axis to at most MAX_WIDENING times the front's span.
-MIN_SPAN, MAX_WIDENING, PADDING = 0.1, 4.0, 0.04
+# An axis never shows less than MIN_SPAN, or noise would fill the picture; and a bad trial must not press the
+# front into a corner: dominated points widen an axis to at most MAX_WIDENING times what the front needs.
+MIN_SPAN, MAX_WIDENING, PADDING = 0.1, 2.0, 0.04
 
 TOOLTIP = {
     "trial": "trial",
@@ -57,11 +57,11 @@ def front_chart(front: Front) -> alt.LayerChart:
     tooltip = [alt.Tooltip(field=field, type="nominal", title=title) for field, title in TOOLTIP.items()]
 
     # What is drawn later lies on top.
-    rows = alt.Chart(alt.Data(values=[_row(p) for p in sorted(front.points, key=lambda p: p.on_front)]))
-    tuned, untouched = rows.transform_filter("!datum.untouched"), rows.transform_filter("datum.untouched")
-    bars = tuned.transform_filter("datum.on_front").mark_rule(strokeWidth=1.2, opacity=0.65, clip=True)
-    star_bar = untouched.mark_rule(strokeWidth=1.2, opacity=0.65, clip=True, color=INK)
-    star = untouched.mark_point(shape=STAR, filled=True, size=110, color=INK, opacity=1)
+    rows = [_row(p) for p in sorted(front.points, key=lambda p: p.on_front)]
+    untouched, tuned = (alt.Chart().transform_filter(f) for f in ("datum.untouched", "!datum.untouched"))
+    bars = tuned.transform_filter("datum.on_front").mark_errorbar(ticks={"size": 6}, thickness=1.2)
+    star_bar = untouched.mark_errorbar(ticks={"size": 6}, thickness=1.2, color=INK)
+    star = untouched.mark_point(shape=STAR, filled=True, size=200, color=INK, opacity=1)
     # The untouched model keeps all that it has, so its label has room only to its left.
     label = {"align": "right", "baseline": "top", "dx": -8, "dy": 6, "fontSize": 12, "text": UNTOUCHED}
     rim = {"stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}  # readable over points, too
@@ -72,7 +72,7 @@ def front_chart(front: Front) -> alt.LayerChart:
         interpolate="step-before", color=GREY, opacity=0.1, clip=True
     )
     line = alt.Chart(alt.Data(values=[*edge, end])).mark_line(
-        interpolate="step-before", color=GREY, strokeWidth=1.2, clip=True
+        interpolate="step-before", color=PALE, strokeWidth=1.2, clip=True
     )
     across = {"x": x_low, "x2": alt.X2("retention_high:Q"), "y": y}
     upright = {"x": x, "y": y_low, "y2": alt.Y2("robustness_high:Q")}
@@ -81,7 +81,7 @@ def front_chart(front: Front) -> alt.LayerChart:
         line.encode(x=x, y=y, order="order:Q"),
         bars.encode(**across, color=color),
         bars.encode(**upright, color=color),
-        tuned.mark_point(filled=True, clip=True).encode(
+        tuned.mark_point(filled=True, clip=True, stroke="white", strokeWidth=0.8).encode(
             x=x, y=y, color=color, shape=shape, size=size, opacity=opacity, tooltip=tooltip
         ),
         star_bar.encode(**across),
@@ -94,7 +94,7 @@ def front_chart(front: Front) -> alt.LayerChart:
         not _within(p.retention, x_domain) or not _within(p.robustness, y_domain) for p in front.points
     )
     return (
-        alt.layer(*layers)
+        alt.layer(*layers, data=alt.Data(values=rows))
         .properties(width=WIDTH, height=HEIGHT, background="white", padding=12, title=_title(front, hidden))
         .configure(font="Liberation Sans, Arial, Helvetica, sans-serif")
         .configure_view(stroke=None)
@@ -187,7 +187,8 @@ def _domain(points: Sequence[Point], objective: str) -> tuple[float, float]:
     low, high = min(ends), max(ends)
     low = min(low, high - MIN_SPAN)
     # Dominated points are never above the front, so an axis only widens downwards.
-    low = max(min(low, *(getattr(p, objective) for p in points)), high - MAX_WIDENING * (high - low))
+    limit = high - MAX_WIDENING * (high - low)
+    low = min(low, *(v for p in points if (v := getattr(p, objective)) >= limit))
     padding = PADDING * (high - low)
     return low - padding, high + padding
 
@@ -203,13 +204,15 @@ def _looks(points: Sequence[Point]) -> tuple[alt.Color, alt.Shape, alt.Size, alt
     numbers = [(*KNOWN_LOSSES, *sorted(used - {*KNOWN_LOSSES})).index(name) for name in losses]
     colours, shapes = ([of[n % len(of)] for n in numbers] for of in (COLOURS, SHAPES))
     # Channels that share field, title and legend make one legend.
-    of_loss = alt.Legend(title="loss", orient="top", direction="horizontal", symbolOpacity=1, symbolSize=90)
+    of_loss = alt.Legend(
+        title="loss", orient="top", direction="horizontal", titleOrient="left", symbolOpacity=1, symbolSize=90
+    )
     of_state = alt.Legend(title=None, orient="top", direction="horizontal", symbolFillColor=GREY)
     states = [ON_FRONT, DOMINATED]
     return (
         alt.Color("loss:N", legend=of_loss).scale(domain=losses, range=colours),
         alt.Shape("loss:N", legend=of_loss).scale(domain=losses, range=shapes),
-        alt.Size("state:N", legend=of_state).scale(domain=states, range=[110, 28]),
+        alt.Size("state:N", legend=of_state).scale(domain=states, range=[120, 34]),
         alt.Opacity("state:N", legend=of_state).scale(domain=states, range=[1, 0.4]),
     )
 
@@ -220,8 +223,8 @@ def _title(front: Front, hidden: int) -> alt.TitleParams:
         f"Sweep {front.sweep}: {front.completed} trials completed{failed}. "
         f"{len(front.front)} of {len(front.points)} points are on the front.",
         f"Hypervolume {front.hypervolume:.3f}, 90 % interval {_interval(front.hypervolume_interval)}. "
-        "Validation pictures.",
+        "All on validation pictures.",
     ]
     if hidden:
-        lines[1] += f" {hidden} dominated points lie outside."
+        lines[1] += f" Dominated and outside the axes: {hidden}."
     return alt.TitleParams("Robustness against retention", subtitle=lines)

@@ -45,7 +45,6 @@ class ClipModel:
     tokenizer: Callable[[list[str]], Tensor]
     image_size: tuple[int, int]
     logit_scale: float
-    logit_bias: float
     _pixels: Compose
     _mean: Tensor
     _std: Tensor
@@ -144,14 +143,12 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
     transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
     # The last two steps are ToTensor and Normalize; an attack is drawn on the pixels before them.
     pixels = Compose(transform.transforms[:-2])
-    bias = getattr(model, "logit_bias", None)
     return ClipModel(
         name=name,
         model=model,
         tokenizer=tokenizer,
         image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
         logit_scale=float(model.logit_scale.exp()),
-        logit_bias=0.0 if bias is None else float(bias),
         _pixels=pixels,
         _mean=torch.tensor(preprocess["mean"]).view(3, 1, 1) * 255,
         _std=torch.tensor(preprocess["std"]).view(3, 1, 1) * 255,

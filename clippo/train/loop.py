@@ -24,7 +24,7 @@ from clippo.evaluate.counts import count_predictions, rank_and_world, sum_over_r
 from clippo.model import BetaAverage, Policy
 from clippo.prepared import EvalData, PreparedSet
 from clippo.train.checkpoint import Checkpoints, load_state, save_policy, save_state
-from clippo.train.step import Batch, class_logps, preference_step
+from clippo.train.step import Batch, class_logps, pick, preference_step
 
 EVAL_BATCH = 128
 
@@ -79,8 +79,8 @@ def fit(
     wrapped: nn.Module = policy
     if world > 1:
         wrapped = DistributedDataParallel(policy, device_ids=[device] if device.type == "cuda" else None)
-    pairs = len(prepared.attacked)
-    steps_per_epoch = math.ceil(pairs / config.batch_size)
+    pairs = Pairs.of(prepared, frozen)
+    steps_per_epoch = math.ceil(len(prepared.attacked) / config.batch_size)
     total_steps = steps_per_epoch * settings.epochs
     optimizer = _optimizer(policy, settings, config)
     average = BetaAverage(reference, total_steps, config.average_beta)
@@ -101,7 +101,7 @@ def fit(
     for epoch in range(len(reports), settings.epochs):
         began = time.perf_counter()
         sums = torch.zeros(3, device=device)
-        batches = epoch_batches(prepared, config.batch_size, settings.seed, epoch, rank, world, device)
+        batches = epoch_batches(pairs, config.batch_size, settings.seed, epoch, rank, world, device)
         for step, batch in enumerate(batches, start=epoch * steps_per_epoch):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total_steps))
@@ -152,27 +152,53 @@ def fit(
         report(reports[-1])
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a prepared set with what the reference makes of them, computed once and not per step.
+
+    ``N`` clean pictures, ``M`` attacked ones, ``C`` seen classes; labels are columns among the seen classes.
+    """
+
+    prepared: PreparedSet
+    chosen_M: Tensor
+    rejected_M: Tensor
+    reference_clean_logps_NC: Tensor
+    reference_chosen_logps_M: Tensor
+    reference_rejected_logps_M: Tensor
+
+    @classmethod
+    def of(cls, prepared: PreparedSet, frozen: Frozen) -> Pairs:
+        text_CD = frozen.text_CD[list(prepared.seen)]
+        columns = torch.full((len(prepared.classes),), -1)
+        columns[list(prepared.seen)] = torch.arange(len(prepared.seen))
+        chosen, rejected = columns[prepared.attacked.labels], columns[prepared.attacked.attack_labels]
+        attacked_MC = class_logps(prepared.attacked.reference, text_CD, frozen.logit_scale)
+        clean_NC = class_logps(prepared.clean.reference, text_CD, frozen.logit_scale)
+        return cls(
+            prepared, chosen, rejected, clean_NC, pick(attacked_MC, chosen), pick(attacked_MC, rejected)
+        )
+
+
 def epoch_batches(
-    prepared: PreparedSet, batch_size: int, seed: int, epoch: int, rank: int, world: int, device: torch.device
+    pairs: Pairs, batch_size: int, seed: int, epoch: int, rank: int, world: int, device: torch.device
 ) -> Iterator[Batch]:
-    """This rank's part of every global batch of an epoch; each pair comes once, in an order the seed sets.
+    """This rank's part of each global batch of an epoch; each pair comes once, in an order the seed sets.
 
     Batches differ by at most one pair, so none is dropped and none is tiny.
     """
-    pairs = len(prepared.attacked)
-    order = torch.randperm(pairs, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-    columns = torch.full((len(prepared.classes),), -1)
-    columns[list(prepared.seen)] = torch.arange(len(prepared.seen))
-    for whole in order.tensor_split(math.ceil(pairs / batch_size)):
+    n, prepared = len(pairs.chosen_M), pairs.prepared
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    for whole in order.tensor_split(math.ceil(n / batch_size)):
         mine = whole.tensor_split(world)[rank]
         picture = mine // prepared.copies
         inputs = torch.cat([prepared.clean.inputs(picture.tolist()), prepared.attacked.inputs(mine.tolist())])
         yield Batch(
             inputs=_to(inputs, device),
-            chosen=columns[prepared.attacked.labels[mine]].to(device),
-            rejected=columns[prepared.attacked.attack_labels[mine]].to(device),
-            reference_clean=prepared.clean.reference[picture].to(device),
-            reference_attacked=prepared.attacked.reference[mine].to(device),
+            chosen=pairs.chosen_M[mine].to(device),
+            rejected=pairs.rejected_M[mine].to(device),
+            reference_clean_logps=pairs.reference_clean_logps_NC[picture].to(device),
+            reference_chosen_logps=pairs.reference_chosen_logps_M[mine].to(device),
+            reference_rejected_logps=pairs.reference_rejected_logps_M[mine].to(device),
             share=len(mine) / len(whole),
         )
 

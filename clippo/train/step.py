@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,15 +21,17 @@ class Batch:
     Attributes:
         inputs: clean pictures first, then the attacked ones: (2 B, ...).
         chosen, rejected: columns of the true and the written class, int64 (B,).
-        reference_clean, reference_attacked: the reference's unit-length embeddings, float32 (B, D).
+        reference_clean_logps: the reference's log-probabilities on the clean pictures, float32 (B, C).
+        reference_chosen_logps, reference_rejected_logps: its own on the attacked ones, float32 (B,).
         share: this rank's share of the pairs of the global batch, in (0, 1].
     """
 
     inputs: Tensor
     chosen: Tensor
     rejected: Tensor
-    reference_clean: Tensor
-    reference_attacked: Tensor
+    reference_clean_logps: Tensor
+    reference_chosen_logps: Tensor
+    reference_rejected_logps: Tensor
     share: float
 
 
@@ -43,11 +44,14 @@ class StepLoss:
     kl: Tensor
 
 
-def class_logps(
-    embeddings_BD: Tensor, text_CD: Tensor, logit_scale: float, logit_bias: float = 0.0
-) -> Tensor:
+def class_logps(embeddings_BD: Tensor, text_CD: Tensor, logit_scale: float) -> Tensor:
     """log pi(y | image) = log_softmax_y(s cos(image, text_y)), float32 (B, C)."""
-    return F.log_softmax(logit_scale * embeddings_BD @ text_CD.T + logit_bias, dim=-1)
+    return F.log_softmax(logit_scale * embeddings_BD @ text_CD.T, dim=-1)
+
+
+def pick(logps_BC: Tensor, columns_B: Tensor) -> Tensor:
+    """One log-probability of each row: (B,)."""
+    return logps_BC.gather(1, columns_B[:, None])[:, 0]
 
 
 def preference_step(
@@ -61,19 +65,14 @@ def preference_step(
     """
     pairs = len(batch.chosen)
     clean_BC, attacked_BC = class_logps(policy(batch.inputs), text_CD, logit_scale).split(pairs)
-    with torch.no_grad():
-        reference_clean_BC = class_logps(batch.reference_clean, text_CD, logit_scale)
-        reference_attacked_BC = class_logps(batch.reference_attacked, text_CD, logit_scale)
-
-    kl = kl_reference_to_policy(clean_BC, reference_clean_BC)
+    kl = kl_reference_to_policy(clean_BC, batch.reference_clean_logps)
     kl_baseline = sum_over_ranks(kl.detach() * batch.share)
-    chosen, rejected = batch.chosen[:, None], batch.rejected[:, None]
     preference = preference_loss(
         loss,
-        attacked_BC.gather(1, chosen)[:, 0],
-        attacked_BC.gather(1, rejected)[:, 0],
-        reference_attacked_BC.gather(1, chosen)[:, 0],
-        reference_attacked_BC.gather(1, rejected)[:, 0],
+        pick(attacked_BC, batch.chosen),
+        pick(attacked_BC, batch.rejected),
+        batch.reference_chosen_logps,
+        batch.reference_rejected_logps,
         beta=beta,
         kl_baseline=kl_baseline,
         **loss_settings,

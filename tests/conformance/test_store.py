@@ -1,4 +1,9 @@
-"""What every result store must do, on local disk and on a real S3 server."""
+"""What every result store must do, on local disk and on a real S3 server.
+
+The writer processes of one test import this file, so what is slow to import is imported where it is used.
+"""
+
+from __future__ import annotations
 
 import io
 import multiprocessing
@@ -10,7 +15,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pyarrow as pa
@@ -19,7 +24,9 @@ import pytest
 
 from clippo.errors import ConfigError, StoreError
 from clippo.results import SCHEMA_VERSION, TABLES, ResultStore
-from tests.conftest import S3Server, free_ports
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 SETTINGS = {"loss": "ipo", "beta": 0.1, "kl_weight": 2.0, "learning_rate": 1e-5}
@@ -438,6 +445,8 @@ def test_missing_bucket(s3_env: S3Server) -> None:
 
 
 def test_unreachable_endpoint(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.conftest import free_ports
+
     endpoint = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{endpoint}")
     start = time.monotonic()
@@ -465,7 +474,7 @@ def test_no_secret_in_the_store(store: ResultStore, s3_env: S3Server) -> None:
         assert not [data for data in seen if secret.encode() in data]
 
 
-# ---- readers that know nothing of clippo; imported here, as the writer processes above import this module
+# ---- readers that know nothing of clippo
 
 
 def test_duckdb_reads_the_store(store: ResultStore) -> None:

@@ -15,7 +15,7 @@ from clippo.errors import DataError
 from clippo.model import ClipModel, Policy
 from clippo.prepared import PreparedSet, open_prepared, prepare
 from clippo.tasks import TypographicTask
-from clippo.train.loop import epoch_batches
+from clippo.train.loop import Frozen, Pairs, epoch_batches
 
 TINY = DataConfig(train_pictures=12, eval_pictures=4)
 
@@ -92,15 +92,15 @@ def test_pixels_are_kept_as_they_are(small_cache: Path, clip: ClipModel) -> None
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_pair_comes_once_an_epoch(small_set: PreparedSet, world: int) -> None:
-    cpu = torch.device("cpu")
+def test_every_pair_comes_once_an_epoch(small_set: PreparedSet, frozen: Frozen, world: int) -> None:
+    cpu, pairs = torch.device("cpu"), Pairs.of(small_set, frozen)
     for epoch in (0, 1):
-        ranks = [list(epoch_batches(small_set, 48, 0, epoch, r, world, cpu)) for r in range(world)]
+        ranks = [list(epoch_batches(pairs, 48, 0, epoch, r, world, cpu)) for r in range(world)]
         for batches in zip(*ranks, strict=True):
             assert sum(b.share for b in batches) == pytest.approx(1)
-        seen = torch.cat([b.reference_attacked for batches in ranks for b in batches])
-        everything = small_set.attacked.reference
-        assert torch.equal(seen[seen[:, 0].argsort()], everything[everything[:, 0].argsort()])
+        seen = torch.cat([b.reference_chosen_logps for batches in ranks for b in batches])
+        assert torch.equal(seen.sort().values, pairs.reference_chosen_logps_M.sort().values)
+        assert len(seen.unique()) > 150
 
 
 def test_a_folder_of_pictures(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""What a sweep keeps: the rows of each trial, and what a resumed sweep reads back from them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from clippo.config import SweepConfig, digest
+from clippo.evaluate import Counts, objectives
+from clippo.front.points import REFERENCE
+from clippo.results import ResultStore
+from clippo.sweep.trial import checkpoint_folder
+from clippo.train.checkpoint import POLICY
+
+SELECTED = "averaged"
+"""The variant whose objectives steer the search, as in the published procedure."""
+
+
+class TrialRows:
+    """Turns what a trial reports into the rows that are kept."""
+
+    def __init__(self, config: SweepConfig, store: ResultStore, prepared_digest: str) -> None:
+        self.config, self.store = config, store
+        self._provenance = _provenance() | {
+            "model_digest": digest(config.model),
+            "data_digest": digest(config.data),
+            "prepared_digest": prepared_digest,
+        }
+
+    def score(self, counts: list[Counts], reference: list[Counts]) -> list[float]:
+        """Robustness and retention on validation pictures."""
+        found = objectives(
+            counts, reference, split="validation",
+            robustness_sets=self.config.robustness_sets, retention_sets=self.config.retention_sets,
+        )  # fmt: skip
+        return [found["robustness"], found["retention"]]
+
+    def write(
+        self, trial_id: str, attempt: int, settings: Mapping[str, Any], reports: list[dict[str, Any]], *,
+        began: float, failure: str | None = None, preemptions: int = 0,
+    ) -> None:  # fmt: skip
+        """Keeps one finished trial; writing it again changes nothing.
+
+        Args:
+            began: when it was started [seconds since the epoch].
+            failure: why it failed, None if it did not.
+            preemptions: how often it was restarted.
+        """
+        wall = time.time() - began
+        devices = max(1, self.config.workers) * (self.config.gpus_per_worker or 1.0)
+        known = {n: settings.get(n) for n in ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")}
+        folder = checkpoint_folder(self.config.name, trial_id)
+        tuned = trial_id != REFERENCE and failure is None
+        trial = {
+            **known,
+            **self._provenance,
+            "status": "failed" if failure else "completed",
+            "error": failure,
+            "started_at": datetime.fromtimestamp(began, timezone.utc),
+            "finished_at": datetime.now(timezone.utc),
+            "batch_size": self.config.train.batch_size,
+            "workers": self.config.workers,
+            "trainable": self.config.model.trainable,
+            "optimizer": self.config.train.optimizer,
+            "precision": self.config.train.precision,
+            "params_json": json.dumps({n: v for n, v in settings.items() if n not in known}),
+            "wall_s": wall,
+            "device_s": wall * devices,
+            "device_type": "gpu" if self.config.gpus_per_worker else "cpu",
+            "preemptions": preemptions,
+            "checkpoint_uri": self.store.uri_of(f"{folder}/{POLICY}") if tuned else None,
+        }
+        metrics = [
+            {"epoch": r["epoch"], "step": r["step"], "name": name, "value": value}
+            for r in reports
+            for name, value in r["metrics"].items()
+        ]
+        seed = settings.get("seed")
+        evals = [{"epoch": r["epoch"], "seed": seed, **row} for r in reports for row in r["evals"]]
+        self.store.write_trial(self.config.name, trial_id, attempt, trial, metrics, evals)
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """A trial that the store holds; ``counts`` are those that steer the search, none if it failed."""
+
+    settings: dict[str, Any]
+    counts: list[Counts]
+
+
+def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
+    """What a resumed sweep starts from, by trial id."""
+    counts: dict[str, dict[int, list[Counts]]] = {}
+    for row in store.evals(sweep).to_pylist():
+        if row["variant"] in (SELECTED, REFERENCE):
+            fields = {f.name: row[f.name] for f in fields(Counts)}
+            counts.setdefault(row["trial_id"], {}).setdefault(row["epoch"], []).append(Counts(**fields))
+    finished = {}
+    for row in store.trials(sweep).to_pylist():
+        by_epoch = counts.get(row["trial_id"], {}) if row["status"] == "completed" else {}
+        names = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")
+        settings = {n: row[n] for n in names} | json.loads(row["params_json"] or "{}")
+        finished[row["trial_id"]] = FinishedTrial(settings, by_epoch[max(by_epoch)] if by_epoch else [])
+    return finished
+
+
+def _provenance() -> dict[str, str | None]:
+    packages = {
+        n: importlib.metadata.version(n) for n in ("ray", "torch", "open_clip_torch", "optuna", "numpy")
+    }
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {
+        "code_version": importlib.metadata.version("clippo"),
+        "git_commit": git.stdout.strip() or None,
+        "packages_json": json.dumps(packages | {"python": platform.python_version()}),
+    }

@@ -1,0 +1,161 @@
+"""The picture of a front, from points made by hand."""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clippo.errors import ConfigError, StoreError
+from clippo.front.plot import DOMINATED, ON_FRONT, UNTOUCHED, WIDTH, X_TITLE, Y_TITLE, front_chart, save_chart
+from clippo.front.points import REFERENCE, Front, Point
+
+
+def make_point(
+    trial_id: str, retention: float, robustness: float, *, loss: str = "dpo", on_front: bool = True
+) -> Point:
+    settings = {"loss": loss, "beta": 0.5, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 2}
+    return Point(
+        trial_id=trial_id,
+        variant=REFERENCE if trial_id == REFERENCE else "averaged",
+        settings=settings,
+        robustness=robustness,
+        robustness_interval=(robustness - 0.03, robustness + 0.03),
+        retention=retention,
+        retention_interval=(retention - 0.01, min(retention + 0.01, 1)),
+        on_front=on_front,
+        probability=0.8 if on_front else 0.1,
+        test={"robustness": robustness - 0.02, "retention": retention, "attack_success_rate": 0.25},
+    )
+
+
+def make_front(*more: Point) -> Front:
+    return Front(
+        sweep="typo",
+        points=[
+            make_point(REFERENCE, 1.0, 0.27),
+            make_point("00001", 0.98, 0.55),
+            make_point("00002", 0.93, 0.71, loss="kto"),
+            make_point("00003", 0.95, 0.40, loss="cross_entropy", on_front=False),
+            *more,
+        ],
+        hypervolume=0.7042,
+        hypervolume_interval=(0.681, 0.733),
+        completed=3,
+        failed=0,
+    )
+
+
+def rows_of(front: Front) -> list[dict[str, Any]]:
+    return front_chart(front).to_dict()["data"]["values"]
+
+
+def axis_of(front: Front, axis: str) -> tuple[float, float]:
+    layers = front_chart(front).to_dict()["layer"]
+    domains = {tuple(layer["encoding"][axis]["scale"]["domain"]) for layer in layers}
+    assert len(domains) == 1, "all layers must have the same axes"
+    return domains.pop()
+
+
+def test_png_is_sharp_at_700_pixels(tmp_path: Path) -> None:
+    save_chart(front_chart(make_front()), tmp_path / "front.png")
+    content = (tmp_path / "front.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", content[16:24])
+    assert 2 * WIDTH < width <= 2 * 720
+    assert 0.6 < height / width < 1
+
+
+def test_svg_says_what_is_drawn(tmp_path: Path) -> None:
+    save_chart(front_chart(make_front()), tmp_path / "front.SVG")
+    svg = (tmp_path / "front.SVG").read_text(encoding="utf-8")
+    words = [X_TITLE, Y_TITLE, UNTOUCHED, ON_FRONT, DOMINATED, "dpo", "kto", "cross_entropy"]
+    words += ["Sweep typo: 3 trials completed. 3 of 4 points are on the front."]
+    words += ["Hypervolume 0.704, 90 % interval 0.681 to 0.733."]
+    assert [w for w in words if w not in svg] == []
+    assert ">ipo<" not in svg, "the legend names only what was tried"
+
+
+def test_html_needs_no_network(tmp_path: Path) -> None:
+    save_chart(front_chart(make_front()), tmp_path / "front.html")
+    html = (tmp_path / "front.html").read_text(encoding="utf-8")
+    assert Y_TITLE in html
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", html)
+
+
+def test_every_point_is_in_the_data_with_its_tooltip() -> None:
+    front = make_front()
+    rows = rows_of(front)
+    assert {(r["retention"], r["robustness"]) for r in rows} == {
+        (p.retention, p.robustness) for p in front.points
+    }
+    assert [r["trial"] for r in rows if r["untouched"]] == [UNTOUCHED]
+    row = next(r for r in rows if r["trial"] == "00002")
+    assert row["setting"] == "kto beta 0.5 kl 1 lr 2e-4 x2"
+    assert row["variant"] == "averaged"
+    assert row["robustness_text"] == "0.710 (0.680 to 0.740)"
+    assert row["test_attack_success_rate"] == "0.250"
+    assert row["test_reading_accuracy"] == "not measured"
+
+
+def test_axes_show_the_front_and_not_the_empty_rest() -> None:
+    front = make_front()
+    low, high = axis_of(front, "x")
+    assert 0.88 < low < 0.92
+    assert 1 < high < 1.02
+    low, high = axis_of(front, "y")
+    assert 0.2 < low < 0.24
+    assert 0.74 < high < 0.8
+
+
+def test_a_trial_that_lost_everything_does_not_squeeze_the_front() -> None:
+    lost = make_point("00004", 0.05, 0.02, on_front=False)
+    front = make_front(lost)
+    assert axis_of(front, "x") == axis_of(make_front(), "x")
+    assert axis_of(front, "y") == axis_of(make_front(), "y")
+    assert len(rows_of(front)) == 5
+    assert "far below the front: 1." in json.dumps(front_chart(front).to_dict()["title"])
+
+
+def test_the_edge_steps_down_along_the_front() -> None:
+    edge = front_chart(make_front()).to_dict()["layer"][1]["data"]["values"]
+    left, bottom = axis_of(make_front(), "x")[0], axis_of(make_front(), "y")[0]
+    corners = [(left, 0.71), (0.93, 0.71), (0.98, 0.55), (1.0, 0.27), (1.0, bottom)]
+    assert [(c["retention"], c["robustness"]) for c in edge] == corners
+
+
+def test_a_loss_keeps_its_look_whatever_else_is_drawn() -> None:
+    def looks(front: Front) -> dict[str, tuple[str, str]]:
+        encoding = next(
+            e for layer in front_chart(front).to_dict()["layer"] if "shape" in (e := layer["encoding"])
+        )
+        color, shape = encoding["color"]["scale"], encoding["shape"]["scale"]
+        return dict(zip(color["domain"], zip(color["range"], shape["range"], strict=True), strict=True))
+
+    without, others = looks(make_front()), [make_point(str(i), 0.9, 0.3, loss=f"own{i}") for i in range(2)]
+    with_more = looks(make_front(*others))
+    assert with_more.items() > without.items()
+    assert len(set(with_more.values())) == 5
+
+
+def test_the_untouched_model_alone_can_be_drawn(tmp_path: Path) -> None:
+    front = Front(
+        sweep="new", points=[make_point(REFERENCE, 1.0, 0.27)], hypervolume=0.27,
+        hypervolume_interval=(0.2, 0.3), completed=0, failed=2,
+    )  # fmt: skip
+    save_chart(front_chart(front), tmp_path / "front.svg")
+    assert "0 trials completed, 2 failed" in (tmp_path / "front.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["front.jpg", "front", ".png"])
+def test_another_suffix_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]*end it in \.png or \.svg or \.html$"):
+        save_chart(front_chart(make_front()), tmp_path / name)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"^cannot write [^\n]*No such file or directory; [^\n]*exists"):
+        save_chart(front_chart(make_front()), tmp_path / "missing" / "front.svg")
