@@ -50,7 +50,10 @@ def front_chart(front: Front) -> alt.LayerChart:
 
     Dominated points that could only be shown by squeezing the front are counted in the subtitle instead.
     """
-    x_domain, y_domain = _domain(front.points, "retention"), _domain(front.points, "robustness")
+    x_domain = _domain(front.points, "retention")
+    visible = [p for p in front.points if _within(p.retention, x_domain)]
+    y_domain = _domain(visible, "robustness")
+    hidden = len(front.points) - sum(_within(p.robustness, y_domain) for p in visible)
     x, x_low = (_axis(alt.X(field), X_TITLE, x_domain) for field in ("retention:Q", "retention_low:Q"))
     y, y_low = (_axis(alt.Y(field), Y_TITLE, y_domain) for field in ("robustness:Q", "robustness_low:Q"))
     color, shape, size, opacity = _looks(front.points)
@@ -68,10 +71,10 @@ def front_chart(front: Front) -> alt.LayerChart:
 
     edge = _edge(front.front, x_domain[0])
     end = {**edge[-1], "robustness": y_domain[0], "order": len(edge)}
-    area = alt.Chart(alt.Data(values=edge)).mark_area(
+    area = alt.Chart(alt.InlineData(values=edge)).mark_area(
         interpolate="step-before", color=GREY, opacity=0.1, clip=True
     )
-    line = alt.Chart(alt.Data(values=[*edge, end])).mark_line(
+    line = alt.Chart(alt.InlineData(values=[*edge, end])).mark_line(
         interpolate="step-before", color=PALE, strokeWidth=1.2, clip=True
     )
     across = {"x": x_low, "x2": alt.X2("retention_high:Q"), "y": y}
@@ -79,30 +82,27 @@ def front_chart(front: Front) -> alt.LayerChart:
     layers = [
         area.encode(x=x, y=y, y2=alt.Y2Datum(y_domain[0])),
         line.encode(x=x, y=y, order="order:Q"),
-        bars.encode(**across, color=color),
-        bars.encode(**upright, color=color),
+        bars.encode(**across, color=color, tooltip=tooltip),
+        bars.encode(**upright, color=color, tooltip=tooltip),
         tuned.mark_point(filled=True, clip=True, stroke="white", strokeWidth=0.8).encode(
             x=x, y=y, color=color, shape=shape, size=size, opacity=opacity, tooltip=tooltip
         ),
-        star_bar.encode(**across),
-        star_bar.encode(**upright),
+        star_bar.encode(**across, tooltip=tooltip),
+        star_bar.encode(**upright, tooltip=tooltip),
         star.encode(x=x, y=y, tooltip=tooltip),
         untouched.mark_text(**label, **rim).encode(x=x, y=y),
         untouched.mark_text(**label, color=INK).encode(x=x, y=y),
     ]
-    hidden = sum(
-        not _within(p.retention, x_domain) or not _within(p.robustness, y_domain) for p in front.points
-    )
     return (
-        alt.layer(*layers, data=alt.Data(values=rows))
+        alt.layer(*layers, data=alt.InlineData(values=rows))
         .properties(width=WIDTH, height=HEIGHT, background="white", padding=12, title=_title(front, hidden))
         .configure(font="Liberation Sans, Arial, Helvetica, sans-serif")
         .configure_view(stroke=None)
         .configure_axis(
-            labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, gridColor="#ECECEC",
-            domainColor=GREY, tickColor=GREY, labelColor=INK, titleColor=INK, tickCount=8,
+            labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10,
+            gridColor="#ECECEC", domainColor=GREY, tickColor=GREY, labelColor=INK, titleColor=INK, tickCount=8,
         )
-        .configure_legend(labelFontSize=12, titleFontSize=12, labelLimit=300, labelColor=INK, titleColor=INK)
+        .configure_legend(labelFontSize=12, titleFontSize=12, labelLimit=300, titlePadding=10, labelColor=INK, titleColor=INK)
         .configure_title(
             anchor="start", frame="group", fontSize=17, subtitleFontSize=12.5, offset=12, subtitlePadding=6,
             color=INK, subtitleColor="#555555", subtitleLineHeight=17,
@@ -204,10 +204,9 @@ def _looks(points: Sequence[Point]) -> tuple[alt.Color, alt.Shape, alt.Size, alt
     numbers = [(*KNOWN_LOSSES, *sorted(used - {*KNOWN_LOSSES})).index(name) for name in losses]
     colours, shapes = ([of[n % len(of)] for n in numbers] for of in (COLOURS, SHAPES))
     # Channels that share field, title and legend make one legend.
-    of_loss = alt.Legend(
-        title="loss", orient="top", direction="horizontal", titleOrient="left", symbolOpacity=1, symbolSize=90
-    )
-    of_state = alt.Legend(title=None, orient="top", direction="horizontal", symbolFillColor=GREY)
+    row = {"orient": "top", "direction": "horizontal", "titleOrient": "left", "columnPadding": 14}
+    of_loss = alt.Legend(title="loss", symbolOpacity=1, symbolSize=90, **row)
+    of_state = alt.Legend(title=None, symbolFillColor=GREY, **row)
     states = [ON_FRONT, DOMINATED]
     return (
         alt.Color("loss:N", legend=of_loss).scale(domain=losses, range=colours),
@@ -226,5 +225,5 @@ def _title(front: Front, hidden: int) -> alt.TitleParams:
         "All on validation pictures.",
     ]
     if hidden:
-        lines[1] += f" Dominated and outside the axes: {hidden}."
+        lines.append(f"Dominated points too far from the front to be shown: {hidden}.")
     return alt.TitleParams("Robustness against retention", subtitle=lines)

@@ -101,8 +101,8 @@ def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
     counts: dict[str, dict[int, list[Counts]]] = {}
     for row in store.evals(sweep).to_pylist():
         if row["variant"] in (SELECTED, REFERENCE):
-            fields = {f.name: row[f.name] for f in fields(Counts)}
-            counts.setdefault(row["trial_id"], {}).setdefault(row["epoch"], []).append(Counts(**fields))
+            measured = Counts(**{f.name: row[f.name] for f in fields(Counts)})
+            counts.setdefault(row["trial_id"], {}).setdefault(row["epoch"], []).append(measured)
     finished = {}
     for row in store.trials(sweep).to_pylist():
         by_epoch = counts.get(row["trial_id"], {}) if row["status"] == "completed" else {}

@@ -20,11 +20,9 @@ from ray.tune.search import Searcher
 
 from clippo.config import SearchConfig
 from clippo.sweep.space import distributions, draw, params_of
+from clippo.train.loop import FAILURE
 
 OBJECTIVES = ("robustness", "retention")
-FAILURE = "failure"
-"""Key of a report that says why a trial failed."""
-
 Score = Callable[[Mapping[str, Any]], "list[float] | None"]
 
 

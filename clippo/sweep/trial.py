@@ -14,8 +14,8 @@ import torch
 from clippo.config import SweepConfig
 from clippo.errors import ClippoError, StoreError
 from clippo.results import ResultStore
-from clippo.sweep.search import FAILURE
 from clippo.train import TrialSettings
+from clippo.train.loop import FAILURE
 from clippo.train.ray_train import Job, run_trial
 
 logger = logging.getLogger(__name__)

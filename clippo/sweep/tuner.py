@@ -31,10 +31,10 @@ from clippo.prepared import open_prepared, prepare
 from clippo.results import ResultStore
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import SELECTED, FinishedTrial, TrialRows, finished_trials
-from clippo.sweep.search import FAILURE, Score, Search
+from clippo.sweep.search import Score, Search
 from clippo.sweep.trial import tune_trial
 from clippo.tasks import TASKS
-from clippo.train.loop import Frozen, evaluate_reference
+from clippo.train.loop import FAILURE, Frozen, evaluate_reference
 
 logger = logging.getLogger(__name__)
 

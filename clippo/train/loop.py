@@ -31,6 +31,9 @@ EVAL_BATCH = 128
 Report = Callable[[dict[str, Any]], None]
 """Called by every rank after every epoch."""
 
+FAILURE = "failure"
+"""Key of a report that says why a trial failed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
@@ -116,14 +119,16 @@ def fit(
             (loss.total * (batch.share * world)).backward()
             optimizer.step()
             average.update(policy.trainable_weights())
-            values = torch.stack([loss.total.detach(), loss.preference, loss.kl])
+            # Over all ranks, so that all of them stop at the same step.
+            parts = torch.stack([loss.total.detach(), loss.preference, loss.kl])
+            values = sum_over_ranks(parts * batch.share)
             if not torch.isfinite(values).all():
                 raise DivergedError(
                     f"the loss became {values[0].item()} at step {step + 1} of {total_steps}; "
                     f"lower the learning rate ({settings.learning_rate:g}) or beta"
                 )
-            sums += values * batch.share
-        means = (sum_over_ranks(sums) / steps_per_epoch).tolist()
+            sums += values
+        means = (sums / steps_per_epoch).tolist()
         spent += time.perf_counter() - began
 
         last = epoch + 1 == settings.epochs
@@ -255,7 +260,8 @@ def has_native_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is done by the hardware rather than emulated."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
+    # Older releases of torch cannot tell.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 

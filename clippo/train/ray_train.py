@@ -16,10 +16,11 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from clippo.config import DataConfig, ModelConfig, TrainConfig
+from clippo.errors import TrialError
 from clippo.model import ClipModel, Policy, load_clip
 from clippo.prepared import PreparedSet, open_prepared, prepare
 from clippo.train.checkpoint import Checkpoints
-from clippo.train.loop import Frozen, TrialSettings, fit
+from clippo.train.loop import FAILURE, Frozen, TrialSettings, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +77,14 @@ def _train_worker(config: dict[str, Any]) -> None:
     device = torch.device("cuda") if local and torch.cuda.is_available() else torch.device("cpu")
     if not local:
         device = ray.train.torch.get_device()
-    fit(
-        Policy(clip, job.model.trainable),
-        prepared,
-        frozen,
-        job.settings,
-        job.train,
-        report=ray.tune.report if local else ray.train.report,
-        checkpoints=job.checkpoints,
-        device=device,
-    )
+    report = ray.tune.report if local else ray.train.report
+    try:
+        fit(
+            Policy(clip, job.model.trainable), prepared, frozen, job.settings, job.train,
+            report=report, checkpoints=job.checkpoints, device=device,
+        )  # fmt: skip
+    except TrialError as error:  # would come again on every retry; all ranks are here
+        report({FAILURE: str(error)})
 
 
 @lru_cache(maxsize=1)

@@ -9,8 +9,9 @@ from ray.tune.search import Searcher
 
 from clippo.config import SearchConfig
 from clippo.errors import ConfigError
-from clippo.sweep.search import FAILURE, Search
+from clippo.sweep.search import Search
 from clippo.sweep.space import params_of, settings_of
+from clippo.train.loop import FAILURE
 
 ONE_AT_A_TIME = SearchConfig(concurrency=1, trials=12, seed=5)
 

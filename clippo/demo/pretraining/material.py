@@ -14,6 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,10 +79,10 @@ def write_bundle(modules: Path) -> None:
     shutil.copy(_package_file("matplotlib", f"mpl-data/fonts/ttf/{FALLBACK_FONT}"), FONT_DIR / FALLBACK_FONT)
 
 
-def _sprite_rows(modules: Path) -> list[dict[str, object]]:
+def _sprite_rows(modules: Path) -> list[dict[str, Any]]:
     emoji = json.loads((modules / "emoji-datasource-google/emoji.json").read_text())
     by_name = {e["short_name"]: e for e in emoji}
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for name in CLASSES:
         file, code = by_name[name]["image"], by_name[name]["unified"].lower()
         fluent = modules / "@lobehub/fluent-emoji-3d/assets"
@@ -102,7 +103,7 @@ def _sprite_rows(modules: Path) -> list[dict[str, object]]:
     return rows
 
 
-def _photo_rows() -> list[dict[str, object]]:
+def _photo_rows() -> list[dict[str, Any]]:
     rows = []
     for package, file, split, source, licence in PHOTOS:
         photo = Image.open(_package_file(package, file)).convert("RGB")
