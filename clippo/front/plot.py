@@ -99,10 +99,13 @@ def front_chart(front: Front) -> alt.LayerChart:
         .configure(font="Liberation Sans, Arial, Helvetica, sans-serif")
         .configure_view(stroke=None)
         .configure_axis(
-            labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10,
-            gridColor="#ECECEC", domainColor=GREY, tickColor=GREY, labelColor=INK, titleColor=INK, tickCount=8,
+            labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, tickCount=8,
+            labelColor=INK, titleColor=INK, domainColor=GREY, tickColor=GREY, gridColor="#ECECEC",
         )
-        .configure_legend(labelFontSize=12, titleFontSize=12, labelLimit=300, titlePadding=10, labelColor=INK, titleColor=INK)
+        .configure_legend(
+            orient="top", titleOrient="left", columnPadding=14, labelLimit=300,
+            labelFontSize=12, titleFontSize=12, titlePadding=10, labelColor=INK, titleColor=INK,
+        )
         .configure_title(
             anchor="start", frame="group", fontSize=17, subtitleFontSize=12.5, offset=12, subtitlePadding=6,
             color=INK, subtitleColor="#555555", subtitleLineHeight=17,
@@ -204,9 +207,8 @@ def _looks(points: Sequence[Point]) -> tuple[alt.Color, alt.Shape, alt.Size, alt
     numbers = [(*KNOWN_LOSSES, *sorted(used - {*KNOWN_LOSSES})).index(name) for name in losses]
     colours, shapes = ([of[n % len(of)] for n in numbers] for of in (COLOURS, SHAPES))
     # Channels that share field, title and legend make one legend.
-    row = {"orient": "top", "direction": "horizontal", "titleOrient": "left", "columnPadding": 14}
-    of_loss = alt.Legend(title="loss", symbolOpacity=1, symbolSize=90, **row)
-    of_state = alt.Legend(title=None, symbolFillColor=GREY, **row)
+    of_loss = alt.Legend(title="loss", symbolOpacity=1, symbolSize=90)
+    of_state = alt.Legend(title=None, symbolFillColor=GREY)
     states = [ON_FRONT, DOMINATED]
     return (
         alt.Color("loss:N", legend=of_loss).scale(domain=losses, range=colours),

@@ -49,7 +49,8 @@ def make_front(*more: Point) -> Front:
 
 
 def rows_of(front: Front) -> list[dict[str, Any]]:
-    return front_chart(front).to_dict()["data"]["values"]
+    spec = front_chart(front).to_dict()
+    return spec["datasets"][spec["data"]["name"]]
 
 
 def axis_of(front: Front, axis: str) -> tuple[float, float]:
@@ -127,7 +128,8 @@ def test_a_trial_that_lost_everything_does_not_squeeze_the_front() -> None:
 
 
 def test_the_edge_steps_down_along_the_front() -> None:
-    edge = front_chart(make_front()).to_dict()["layer"][1]["data"]["values"]
+    spec = front_chart(make_front()).to_dict()
+    edge = spec["datasets"][spec["layer"][1]["data"]["name"]]
     left, bottom = axis_of(make_front(), "x")[0], axis_of(make_front(), "y")[0]
     corners = [(left, 0.71), (0.93, 0.71), (0.98, 0.55), (1.0, 0.27), (1.0, bottom)]
     assert [(c["retention"], c["robustness"]) for c in edge] == corners
@@ -145,6 +147,11 @@ def test_a_loss_keeps_its_look_whatever_else_is_drawn() -> None:
     with_more = looks(make_front(*others))
     assert with_more.items() > without.items()
     assert len(set(with_more.values())) == 5
+
+
+def test_a_large_sweep_is_drawn_whole() -> None:
+    many = [make_point(f"{i:05d}", 0.9, 0.3, on_front=False) for i in range(10, 6000)]
+    assert len(rows_of(make_front(*many))) == 5994
 
 
 def test_the_untouched_model_alone_can_be_drawn(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The whole sweep as a user runs it: a process, real Ray, real stores."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,20 @@ from clippo.results import ResultStore
 from clippo.train.checkpoint import POLICY
 from tests.conftest import S3Server
 
+pytestmark = pytest.mark.timeout(900)  # each test starts Ray once or twice
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["--data.train-pictures", "160", "--data.eval-pictures", "24"]
 SMALL += ["--search.epochs", "1", "1", "--search.trials", "4"]
 
 
-def clippo(*args: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def clippo(*args: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "clippo", *args], capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
-def sweep(*flags: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def sweep(*flags: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
@@ -114,43 +118,45 @@ def test_a_name_of_another_configuration_is_refused(finished: tuple[Path, str]) 
     assert "another --name" in other.stderr
 
 
-def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
-    results, flags = tmp_path / "results", ["--name", "killed", "--search.concurrency", "1"]
+@contextlib.contextmanager
+def driver_with_a_finished_trial(results: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep that is still running when its first trial has been written; dead, with its Ray, afterwards."""
     command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, "--results", str(results), *flags]
     driver = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    first = results / "trials" / "sweep=killed" / "00000-0.parquet"
-    deadline = time.monotonic() + 200
-    while not first.exists():
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    written = first.stat().st_mtime_ns
+    with driver:
+        try:
+            deadline = time.monotonic() + 280
+            while not list(results.glob("trials/*/0*.parquet")):
+                assert driver.poll() is None, driver.communicate()
+                assert time.monotonic() < deadline, "no trial was finished"
+                time.sleep(0.2)
+            yield driver
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
 
-    done = sweep("--results", str(results), *flags)
+
+def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
+    flags = ["--name", "killed", "--search.concurrency", "1"]
+    with driver_with_a_finished_trial(tmp_path, *flags) as driver:
+        os.killpg(driver.pid, signal.SIGKILL)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("trials/*/*.parquet")}
+    assert 2 <= len(before) < 5  # the untouched model, and not yet all four
+
+    done = sweep("--results", str(tmp_path), *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    trials = ResultStore(str(results)).trials("killed").to_pylist()
+    trials = ResultStore(str(tmp_path)).trials("killed").to_pylist()
     assert sorted(t["trial_id"] for t in trials) == ["00000", "00001", "00002", "00003", "reference"]
-    assert first.stat().st_mtime_ns == written, "a finished trial is not run twice"
-    attempts = {t["trial_id"]: t["attempt"] for t in trials}
-    assert attempts["00000"] == 0
-    assert attempts["00001"] in (0, 1)
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "no finished trial is run or written twice"
+    assert len(list(tmp_path.glob("trials/*/*.parquet"))) == 5
 
 
 def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, "--results", str(results), "--name", "stopped"]
-    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while not list(results.glob("trials/sweep=stopped/0000*.parquet")):
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    driver.send_signal(signal.SIGINT)
-    out, err = driver.communicate(timeout=60)
+    with driver_with_a_finished_trial(tmp_path, "--name", "stopped") as driver:
+        driver.send_signal(signal.SIGINT)
+        out, err = driver.communicate(timeout=100)
     assert driver.returncode == 130, out + err
     assert "Pareto front of stopped" in out
     assert "--name stopped" in err
@@ -226,3 +232,15 @@ def test_what_the_user_can_mend_is_one_line(flags: list[str], complaint: str, tm
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stdout
+
+
+def test_the_lines_of_the_readme_read_the_rows(finished: tuple[Path, str]) -> None:
+    block = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    imports, *lines = block.strip().splitlines()
+    code = "\n".join([imports, *(f"print({line})" for line in lines)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=finished[0].parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "00003" in done.stdout
+    assert "averaged" in done.stdout
