@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 from rich import box
@@ -23,12 +25,14 @@ from clippo.errors import ClippoError, ConfigError, StoreError
 from clippo.front.points import REFERENCE, Front, Point, describe, front_of
 from clippo.results import ResultStore
 
+Parsed = TypeVar("Parsed")
+
 
 def sweep_main(default: SweepConfig, description: str | None) -> None:
     """Runs a sweep from its flags and ends the process: 0, 1 (failed), 2 (to mend) or 130 (interrupted)."""
 
     def run() -> int:
-        config = tyro.cli(SweepConfig, default=default, description=description)
+        config = _parsed(lambda: tyro.cli(SweepConfig, default=default, description=description))
         _quiet(config.verbose)
         from clippo.sweep import named, run_sweep  # Ray and torch take seconds to import; --help goes without
 
@@ -71,7 +75,9 @@ class FrontCommand:
         names = store.sweeps()
         if not self.sweep and len(names) != 1:
             raise ConfigError(
-                f"{self.store} holds {len(names)} sweeps; name one with --sweep: {', '.join(names) or 'none'}"
+                f"{self.store} holds {len(names)} sweeps; name one with --sweep: {', '.join(names)}"
+                if names
+                else f"{self.store} holds no sweep; give the --results of one"
             )
         front = front_of(store, self.sweep or names[0])
         if self.json:
@@ -87,7 +93,8 @@ class FrontCommand:
 
 def main() -> None:
     """The ``clippo`` program."""
-    sys.exit(_guarded(lambda: tyro.extras.subcommand_cli_from_dict({"front": FrontCommand}).run()))
+    commands: dict[str, Callable[..., FrontCommand]] = {"front": FrontCommand}
+    sys.exit(_guarded(lambda: _parsed(lambda: tyro.extras.subcommand_cli_from_dict(commands)).run()))
 
 
 def print_front(front: Front, console: Console) -> None:
@@ -134,6 +141,21 @@ def _cells(point: Point) -> list[str]:
 
 def _interval(interval: tuple[float, float]) -> str:
     return "-".join(f"{bound:.2f}".removeprefix("0") for bound in interval)
+
+
+def _parsed(parse: Callable[[], Parsed]) -> Parsed:
+    """What the flags say; a flag that tyro refuses becomes one line instead of its box."""
+    refusal = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(refusal):
+            return parse()
+    except SystemExit as error:
+        if error.code != 2:
+            raise
+        words = re.sub(r"[─-╿]", " ", re.sub(r"\x1b\[[0-9;]*m", "", refusal.getvalue())).split()
+        raise ConfigError(
+            " ".join(words).removeprefix("Parsing error ").removeprefix("Unrecognized options ")
+        ) from None
 
 
 def _guarded(run: Callable[[], int]) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from clippo.errors import ConfigError
@@ -44,9 +45,17 @@ class DataConfig:
     train_pictures: int = 1536
     """Pictures that preference pairs are made from [count]."""
     attacked_copies: int = 1
-    """Attacked copies of each of them, each with another word [count]."""
+    """Attacked copies of each of them, the word of each drawn anew [count]."""
     eval_pictures: int = 384
     """Pictures of each evaluation set [count]."""
+    max_unreadable: float = 0.01
+    """Share of pictures that may be left out because they cannot be decoded."""
+    train_fonts: tuple[str, ...] = ()
+    """Font files of the words on tuning pictures; none: the bundled ones."""
+    validation_fonts: tuple[str, ...] = ()
+    """Font files of the words on validation pictures; none: the bundled ones."""
+    test_fonts: tuple[str, ...] = ()
+    """Font files of the words on test pictures; none: the bundled ones."""
     font_size: Range = (0.12, 0.18)
     """Font size of the attack before it is reduced to fit [share of the picture's shorter side]."""
     split_seed: int = 0
@@ -59,6 +68,7 @@ class DataConfig:
         _require(self.train_pictures >= 2, "data.train_pictures", self.train_pictures, "at least 2")
         _require(self.attacked_copies >= 1, "data.attacked_copies", self.attacked_copies, "at least 1")
         _require(self.eval_pictures >= 1, "data.eval_pictures", self.eval_pictures, "at least 1")
+        _require(0 <= self.max_unreadable < 1, "data.max_unreadable", self.max_unreadable, "in [0, 1)")
         low, high = self.font_size
         _require(0 < low <= high <= 1, "data.font_size", self.font_size, "two shares, 0 < low <= high <= 1")
 
@@ -167,6 +177,29 @@ class SweepConfig:
             self.train.batch_size,
             f"at least the number of workers ({self.workers})",
         )
+
+
+def absolute(config: SweepConfig) -> SweepConfig:
+    """The configuration with absolute paths, since trials run in other folders than the sweep.
+
+    >>> absolute(SweepConfig(data=DataConfig(source="folder:/pictures"))).data.source
+    'folder:/pictures'
+    """
+
+    def file(name: str) -> str:
+        return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+
+    data, model = config.data, config.model
+    kind, colon, argument = data.source.partition(":")
+    data = replace(
+        data,
+        source=kind + colon + (file(argument) if argument else ""),
+        train_fonts=tuple(map(file, data.train_fonts)),
+        validation_fonts=tuple(map(file, data.validation_fonts)),
+        test_fonts=tuple(map(file, data.test_fonts)),
+    )
+    model = replace(model, pretrained=file(model.pretrained) if model.pretrained else None)
+    return replace(config, data=data, model=model)
 
 
 def digest(*parts: Any) -> str:

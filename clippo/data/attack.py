@@ -41,7 +41,6 @@ FONTS: dict[str, tuple[str, ...]] = {
     "train": ("Roboto_700Bold.ttf", "RobotoSlab_700Bold.ttf", "Lato_700Bold.ttf"),
     "validation": ("Asap_700Bold.ttf", "Overpass_700Bold.ttf", "Rokkitt_700Bold.ttf"),
     "test": (
-        "Cabin_700Bold.ttf",
         "Lora_700Bold.ttf",
         "Karla_700Bold.ttf",
         "TitilliumWeb_700Bold.ttf",

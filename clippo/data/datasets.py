@@ -137,7 +137,7 @@ def _folder(argument: str, seed: int) -> ImageSource:
         return LabelledImage(key, -1, lambda: Image.new("RGB", (224, 224), (red, green, blue)))
 
     listing = [
-        f"{p.relative_to(root).as_posix()}:{p.stat().st_size}"
+        f"{p.relative_to(root).as_posix()}:{p.stat().st_size}:{p.stat().st_mtime_ns}"
         for s in SPLITS
         for c in files[s].values()
         for p in c

@@ -102,7 +102,8 @@ def read_front(
     rows = {r["trial_id"]: r for r in trials.to_pylist()}
     counts: dict[tuple[str, str], list[Counts]] = defaultdict(list)
     last_epoch: dict[str, int] = {}
-    evaluations = evals.to_pylist()
+    # A trial may have ended since the trials were read.
+    evaluations = [e for e in evals.to_pylist() if rows.get(e["trial_id"], {}).get("attempt") == e["attempt"]]
     for row in evaluations:
         last_epoch[row["trial_id"]] = max(row["epoch"], last_epoch.get(row["trial_id"], 0))
     for row in evaluations:

@@ -44,7 +44,9 @@ class BetaAverage:
         assert isinstance(weights, dict)
         assert isinstance(step, int)
         assert isinstance(mass, float)
-        self.weights, self.step, self.mass = dict(weights), step, mass
+        self.step, self.mass = step, mass
+        for name, average in self.weights.items():
+            average.copy_(weights[name])  # onto the device that the average is on
 
     def _density(self, step: int) -> float:
         # The normalising constant of the Beta density cancels in the average.

@@ -129,7 +129,12 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = open_clip.create_model(name, pretrained=pretrained, precision="fp32", weights_only=True)
+            # Some published weights want another activation than the architecture's name says.
+            published = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+            model = open_clip.create_model(
+                name, pretrained=pretrained, precision="fp32", weights_only=True,
+                force_quick_gelu=bool(published.get("quick_gelu", False)),
+            )  # fmt: skip
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises whatever its loaders raise
         tags = open_clip.list_pretrained_tags_by_model(name) if ":" not in name else []

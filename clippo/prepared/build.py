@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -34,7 +34,6 @@ from clippo.tasks.typographic import Row
 FORMAT = 2
 BATCH = 64
 SHARD = 128  # pictures of a part that are prepared together
-MAX_UNREADABLE = 0.01
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
 
@@ -71,24 +70,17 @@ def prepare(
         on_progress: called with the number of pictures done and the number of all.
 
     Raises:
-        DataError: more than 1 % of the pictures cannot be decoded, or a part has none.
+        DataError: more pictures than ``data.max_unreadable`` cannot be decoded, or a part has none.
     """
     task = TASKS[task_name](data)
     clip, _ = _model(model)
     # The prompt is left out: text features are cheap, and a changed prompt must not rebuild the pictures.
-    inputs = [
-        model.name,
-        model.pretrained,
-        model.trainable,
-        weights_digest(clip),
-        task_name,
-        task.source.fingerprint,
-    ]
-    folder = cache / digest(FORMAT, data, inputs)
+    model_digest = weights_digest(clip)
+    data_digest = digest(task_name, data, task.source.fingerprint)
+    folder = cache / digest(FORMAT, model_digest, model.trainable, data_digest)
     if (folder / "manifest.json").exists():
         return folder
-    building = folder.with_suffix(f".{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
+    building = folder.with_suffix(f".{uuid.uuid4().hex}")
     building.mkdir(parents=True)
 
     shards = []
@@ -111,16 +103,17 @@ def prepare(
             on_progress(done, total)
     written.sort(key=lambda w: (w.shard.part, w.shard.start))
     left_out = [key for w in written for key in w.left_out]
-    if len(left_out) > MAX_UNREADABLE * total:
+    if len(left_out) > data.max_unreadable * total:
         shutil.rmtree(building)
         raise DataError(
-            f"{len(left_out)} of {total} pictures cannot be decoded (at most {MAX_UNREADABLE:.0%} may "
-            f"be left out); mend or remove them, the first is {left_out[0]}"
+            f"{len(left_out)} of {total} pictures cannot be decoded (data.max_unreadable "
+            f"allows {data.max_unreadable:.1%}); mend or remove them, the first is {left_out[0]}"
         )
     manifest = {
         "format": FORMAT,
         "digest": folder.name,
-        "inputs": inputs,
+        "model_digest": model_digest,
+        "data_digest": data_digest,
         "data": asdict(data),
         "classes": list(task.classes),
         "left_out": left_out,
@@ -134,6 +127,8 @@ def prepare(
         },
     }
     (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    if folder.exists() and not (folder / "manifest.json").exists():
+        shutil.rmtree(folder)  # somebody took the manifest away
     try:
         building.rename(folder)
     except OSError:  # another process was first; its set is the same

@@ -65,12 +65,15 @@ class PreparedSet:
     """Everything that the trials of a sweep share.
 
     Attributes:
+        model_digest, data_digest: of the weights, and of the pictures and how they are split and attacked.
         clean: the train pictures; ``attacked`` holds ``copies`` attacked twins of each, in the same order.
         seen: the classes that tuning tells apart.
         evaluation: the sets of ``validation/`` and ``test/``.
     """
 
     digest: str
+    model_digest: str
+    data_digest: str
     classes: tuple[str, ...]
     seen: tuple[int, ...]
     copies: int
@@ -95,6 +98,8 @@ def open_prepared(folder: Path) -> PreparedSet:
     rows = {n: Rows(folder, s["shards"]) for n, s in manifest["sets"].items()}
     return PreparedSet(
         digest=manifest["digest"],
+        model_digest=manifest["model_digest"],
+        data_digest=manifest["data_digest"],
         classes=tuple(manifest["classes"]),
         seen=tuple(manifest["sets"]["train/clean"]["candidates"]),
         copies=manifest["data"]["attacked_copies"],

@@ -76,9 +76,20 @@ class ProgressView:
             if point is None
             else f"robustness {point[0]:.3f}  retention {point[1]:.3f}"
         )
-        self._console.print(
-            f"{finished:>4}/{self._total}  {name}  {settings}  {outcome}", highlight=False, soft_wrap=True
-        )
+        line = f"{finished:>4}/{self._total}  {name}  {settings}  {outcome}"
+        if not self._console.is_terminal:  # a log has no live view
+            best = "  ".join(f"best@{level} {self._best(level)}" for level in RETENTION_LEVELS)
+            state = f"running {self._running}  {best}  hypervolume {self._hypervolume():.4f}"
+            line += f"  |  {state}  {self._time_left(finished)}"
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _best(self, level: float) -> str:
+        """The highest robustness of a trial that keeps this retention."""
+        robustness = max((r for r, kept in self._points if kept >= level), default=None)
+        return "none yet" if robustness is None else f"{robustness:.3f}"
+
+    def _hypervolume(self) -> float:
+        return hypervolume(self._points, HV_REFERENCE_POINT)
 
     def _time_left(self, finished: int) -> str:
         seconds = (time.monotonic() - self._began) / self._new * (self._total - finished)
@@ -87,9 +98,7 @@ class ProgressView:
     def _view(self) -> Group:
         best = Table.grid(padding=(0, 2))
         for level in RETENTION_LEVELS:
-            robustness = max((r for r, kept in self._points if kept >= level), default=None)
-            value = "none yet" if robustness is None else f"{robustness:.3f}"
-            best.add_row(f"best robustness at retention >= {level}", value)
-        best.add_row("hypervolume", f"{hypervolume(self._points, HV_REFERENCE_POINT):.4f}")
+            best.add_row(f"best robustness at retention >= {level}", self._best(level))
+        best.add_row("hypervolume", f"{self._hypervolume():.4f}")
         state = f"{self._done} done, {self._running} running, {self._failed} failed"
         return Group(self._bar, state, best)

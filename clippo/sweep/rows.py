@@ -13,9 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from clippo.config import SweepConfig, digest
+from clippo.config import SweepConfig
 from clippo.evaluate import Counts, objectives
 from clippo.front.points import REFERENCE
+from clippo.prepared import PreparedSet
 from clippo.results import ResultStore
 from clippo.sweep.trial import checkpoint_folder
 from clippo.train.checkpoint import POLICY
@@ -27,12 +28,12 @@ SELECTED = "averaged"
 class TrialRows:
     """Turns what a trial reports into the rows that are kept."""
 
-    def __init__(self, config: SweepConfig, store: ResultStore, prepared_digest: str) -> None:
+    def __init__(self, config: SweepConfig, store: ResultStore, prepared: PreparedSet) -> None:
         self.config, self.store = config, store
         self._provenance = _provenance() | {
-            "model_digest": digest(config.model),
-            "data_digest": digest(config.data),
-            "prepared_digest": prepared_digest,
+            "model_digest": prepared.model_digest,
+            "data_digest": prepared.data_digest,
+            "prepared_digest": prepared.digest,
         }
 
     def score(self, counts: list[Counts], reference: list[Counts]) -> list[float]:
@@ -54,7 +55,9 @@ class TrialRows:
             failure: why it failed, None if it did not.
             preemptions: how often it was restarted.
         """
-        wall = time.time() - began
+        # Earlier attempts count too: the reports of a resumed trial go back to its first epoch.
+        spent = [r["metrics"] for r in reports if r["metrics"]]
+        busy = spent[-1]["train_s"] + sum(m["eval_s"] for m in spent) if spent else 0.0
         devices = max(1, self.config.workers) * (self.config.gpus_per_worker or 1.0)
         known = {n: settings.get(n) for n in ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")}
         folder = checkpoint_folder(self.config.name, trial_id)
@@ -70,10 +73,10 @@ class TrialRows:
             "workers": self.config.workers,
             "trainable": self.config.model.trainable,
             "optimizer": self.config.train.optimizer,
-            "precision": self.config.train.precision,
+            "precision": reports[-1]["precision"] if reports else self.config.train.precision,
             "params_json": json.dumps({n: v for n, v in settings.items() if n not in known}),
-            "wall_s": wall,
-            "device_s": wall * devices,
+            "wall_s": time.time() - began,
+            "device_s": busy * devices,
             "device_type": "gpu" if self.config.gpus_per_worker else "cpu",
             "preemptions": preemptions,
             "checkpoint_uri": self.store.uri_of(f"{folder}/{POLICY}") if tuned else None,
@@ -94,6 +97,7 @@ class FinishedTrial:
 
     settings: dict[str, Any]
     counts: list[Counts]
+    prepared_digest: str
 
 
 def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
@@ -108,7 +112,9 @@ def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
         by_epoch = counts.get(row["trial_id"], {}) if row["status"] == "completed" else {}
         names = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")
         settings = {n: row[n] for n in names} | json.loads(row["params_json"] or "{}")
-        finished[row["trial_id"]] = FinishedTrial(settings, by_epoch[max(by_epoch)] if by_epoch else [])
+        finished[row["trial_id"]] = FinishedTrial(
+            settings, by_epoch[max(by_epoch)] if by_epoch else [], row["prepared_digest"]
+        )
     return finished
 
 
@@ -116,10 +122,21 @@ def _provenance() -> dict[str, str | None]:
     packages = {
         n: importlib.metadata.version(n) for n in ("ray", "torch", "open_clip_torch", "optuna", "numpy")
     }
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return {
         "code_version": importlib.metadata.version("clippo"),
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": _git_commit(),
         "packages_json": json.dumps(packages | {"python": platform.python_version()}),
     }
+
+
+def _git_commit() -> str | None:
+    """The commit of this checkout; None where there is no git or the package is installed elsewhere."""
+    package = Path(__file__).parents[1]
+    command = ["git", "-C", str(package), "rev-parse", "HEAD", "--show-toplevel"]
+    try:
+        commit, top = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[
+            :2
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit if Path(top) == package.parent else None

@@ -45,7 +45,9 @@ class Search(Searcher):
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self._score = search, score
-        self.study = optuna.create_study(directions=["maximize"] * len(OBJECTIVES), sampler=_sampler(search))
+        self.study = optuna.create_study(
+            directions=["maximize"] * len(OBJECTIVES), sampler=_sampler(search, next_number)
+        )
         for trial in finished:
             self._add(trial["settings"], trial["values"])
         self._unfinished = list(unfinished)
@@ -96,22 +98,21 @@ class Search(Searcher):
 
     def _add(self, settings: Mapping[str, Any], values: Sequence[float] | None) -> None:
         params, space = params_of(settings), distributions(self.config, settings["loss"])
-        if not all(d._contains(d.to_internal_repr(params[n])) for n, d in space.items()):
-            return  # from a wider search; it stays in the tables, and the sampler goes without
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
         self.study.add_trial(
             optuna.trial.create_trial(state=state, params=params, distributions=space, values=values)
         )
 
 
-def _sampler(search: SearchConfig) -> BaseSampler:
+def _sampler(search: SearchConfig, next_number: int) -> BaseSampler:
+    seed = search.seed + next_number  # or a resumed sweep would draw again what it drew before
     if search.sampler == "random":
-        return RandomSampler(seed=search.seed)
+        return RandomSampler(seed=seed)
     with warnings.catch_warnings():
         # Multivariate sampling over a conditional space (group) has been "experimental" for years.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return TPESampler(
-            seed=search.seed,
+            seed=seed,
             n_startup_trials=max(4, search.trials // 4),
             multivariate=True,
             group=True,

@@ -32,12 +32,13 @@ def distributions(search: SearchConfig, loss: str) -> dict[str, BaseDistribution
 def draw(trial: optuna.Trial, search: SearchConfig) -> dict[str, Any]:
     """Draws the settings of one trial; ``beta`` is None for a loss that has none."""
     loss = trial.suggest_categorical("loss", search.losses)
-    values = {
-        name: trial._suggest(name, distribution)
-        for name, distribution in distributions(search, loss).items()
-        if name != "loss"
-    }
-    return settings_of({"loss": loss, **values})
+    values: dict[str, Any] = {"loss": loss}
+    for name, d in distributions(search, loss).items():
+        if isinstance(d, FloatDistribution):
+            values[name] = trial.suggest_float(name, d.low, d.high, log=d.log)
+        elif isinstance(d, IntDistribution):
+            values[name] = trial.suggest_int(name, d.low, d.high)
+    return settings_of(values)
 
 
 def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,11 @@ from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clippo.config import SweepConfig, digest
+from clippo.config import SweepConfig, absolute, digest
 from clippo.errors import ConfigError, ResourceError
 from clippo.evaluate import Counts
 from clippo.front.points import REFERENCE, Front, describe, front_of
 from clippo.losses import resolve_loss
-from clippo.model import Policy, load_clip
 from clippo.prepared import open_prepared, prepare
 from clippo.results import ResultStore
 from clippo.sweep.progress import ProgressView
@@ -34,10 +33,13 @@ from clippo.sweep.rows import SELECTED, FinishedTrial, TrialRows, finished_trial
 from clippo.sweep.search import Score, Search
 from clippo.sweep.trial import tune_trial
 from clippo.tasks import TASKS
-from clippo.train.loop import FAILURE, Frozen, evaluate_reference
+from clippo.train.loop import FAILURE
+from clippo.train.ray_train import measure_reference
 
 logger = logging.getLogger(__name__)
 
+MAX_PREPARING = 4  # processes that prepare pictures; each holds a model
+DRIVER_CPU = 0.01
 FREE_FIELDS = {
     "name",
     "results",
@@ -58,7 +60,7 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         StoreError: the result store cannot be used.
         ResourceError: more asked for than the cluster has.
     """
-    config = named(config)
+    config = named(absolute(config))
     if config.task not in TASKS:
         raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
     for loss in config.search.losses:
@@ -94,32 +96,39 @@ def _run(
     resumed: bool,
 ) -> None:
     cache = cache_of(store)
-    clip = load_clip(config.model.name, config.model.pretrained)
     with _preparing(console) as on_progress:
         folder = prepare(
             config.task,
             config.data,
             config.model,
             cache,
-            processes=os.cpu_count() or 1,
+            processes=min(MAX_PREPARING, os.cpu_count() or 1),
             on_progress=on_progress,
         )
     prepared = open_prepared(folder)
-    rows = TrialRows(config, store, prepared.digest)
+    rows = TrialRows(config, store, prepared)
     began = time.time()
     measured = finished.pop(REFERENCE, None)
     if measured is not None:
+        if measured.prepared_digest != prepared.digest:
+            raise ConfigError(
+                f"the pictures or the weights of sweep {config.name!r} are not those that it began with; "
+                "bring them back or choose another --name"
+            )
         reference = measured.counts
     else:
-        text_CD = clip.text_features([config.model.prompt.format(c) for c in prepared.classes])
-        policy = Policy(clip, config.model.trainable)
-        reference = evaluate_reference(policy, prepared, Frozen(text_CD, clip.logit_scale), config.train)
+        reference = measure_reference(
+            config.task, config.model, config.data, config.train, cache, gpus=config.gpus_per_worker
+        )
     untouched = rows.score(reference, reference)
     # The name is taken when nothing can be wrong with the configuration any more.
     if not resumed:
         store.write_config(config.name, json.loads(json.dumps(dataclasses.asdict(config))))
     if measured is None:
-        report = {"epoch": 0, "step": 0, "metrics": {}, "evals": [dataclasses.asdict(c) for c in reference]}
+        report = {
+            "epoch": 0, "step": 0, "metrics": {}, "precision": config.train.precision,
+            "evals": [dataclasses.asdict(c) for c in reference],
+        }  # fmt: skip
         rows.write(REFERENCE, 0, {}, [report], began=began)
 
     def score(report: Mapping[str, Any]) -> list[float] | None:
@@ -166,7 +175,7 @@ def _trial_resources(config: SweepConfig) -> dict[str, float]:
     if config.workers == 0:
         return {"cpu": 1.0} | ({"gpu": config.gpus_per_worker} if config.gpus_per_worker else {})
     # A driver that reserved a CPU could starve its own workers, silently.
-    return {"trial_driver": 1.0} if "trial_driver" in ray.cluster_resources() else {"cpu": 0.01}
+    return {"trial_driver": 1.0} if "trial_driver" in ray.cluster_resources() else {"cpu": DRIVER_CPU}
 
 
 def check_resources(config: SweepConfig) -> None:
@@ -175,19 +184,17 @@ def check_resources(config: SweepConfig) -> None:
     Raises:
         ResourceError: with the arithmetic.
     """
-    have, per_trial = ray.cluster_resources(), max(1, config.workers)
-    wanted = {"CPU": config.search.concurrency * per_trial * 1.0}
-    if config.gpus_per_worker:
-        wanted["GPU"] = config.search.concurrency * per_trial * config.gpus_per_worker
-    for kind, need in wanted.items():
-        # Drivers of trials with workers reserve a hundredth of a CPU each, or a trial_driver.
-        extra = 0.01 * config.search.concurrency if kind == "CPU" and config.workers else 0.0
-        extra = 0.0 if "trial_driver" in have else extra
-        if need + extra > have.get(kind, 0.0) + 1e-9:
+    have, at_once, processes = ray.cluster_resources(), config.search.concurrency, max(1, config.workers)
+    wanted = {"CPU": float(processes), "GPU": processes * config.gpus_per_worker}
+    if config.workers:
+        own = _trial_resources(config)
+        wanted["CPU"] += own.get("cpu", 0.0)
+        wanted["trial_driver"] = own.get("trial_driver", 0.0)
+    for kind, each in wanted.items():
+        if at_once * each > have.get(kind, 0.0) + 1e-9:
             raise ResourceError(
-                f"{config.search.concurrency} trials at once x {per_trial} process(es) need {need + extra:g} "
-                f"{kind}, the cluster has {have.get(kind, 0.0):g}; lower search.concurrency or workers, "
-                "or add nodes"
+                f"{at_once} trials at once x {each:g} {kind} are {at_once * each:g} {kind}, the cluster has "
+                f"{have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes"
             )
 
 
@@ -215,7 +222,7 @@ class SweepCallback(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if "evals" in result:  # a restarted trial reports again what it had reported
-            kept = {k: result[k] for k in ("epoch", "step", "metrics", "evals")}
+            kept = {k: result[k] for k in ("epoch", "step", "metrics", "precision", "evals")}
             self._reports[trial.trial_id][result["epoch"]] = kept
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -285,7 +292,12 @@ def _ray(config: SweepConfig) -> Iterator[None]:
         yield
         return
     level = logging.INFO if config.verbose else logging.ERROR
-    ray.init(include_dashboard=False, log_to_driver=config.verbose, logging_level=level)
+    # Drivers of trials with workers reserve this instead of a CPU, which they would take from their workers.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    drivers = {"trial_driver": config.search.concurrency} if address == "local" else None
+    ray.init(
+        address, resources=drivers, include_dashboard=False, log_to_driver=config.verbose, logging_level=level
+    )
     try:
         yield
     finally:

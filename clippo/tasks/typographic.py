@@ -127,7 +127,8 @@ class TypographicTask:
         )  # fmt: skip
 
     def _style(self, split: str) -> WordStyle:
-        return WordStyle(fonts=FONTS[split], font_size=self.config.font_size)
+        fonts: tuple[str, ...] = getattr(self.config, f"{split}_fonts") or FONTS[split]
+        return WordStyle(fonts=fonts, font_size=self.config.font_size)
 
 
 def nonsense_like(word: str, classes: Sequence[str], rng: np.random.Generator) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clippo.config import TrainConfig
-from clippo.errors import DivergedError
+from clippo.errors import ConfigError, DivergedError
 from clippo.evaluate import Counts
 from clippo.evaluate.counts import count_predictions, rank_and_world, sum_over_ranks
 from clippo.model import BetaAverage, Policy
@@ -85,9 +85,15 @@ def fit(
     pairs = Pairs.of(prepared, frozen)
     steps_per_epoch = math.ceil(len(prepared.attacked) / config.batch_size)
     total_steps = steps_per_epoch * settings.epochs
+    if len(prepared.attacked) // steps_per_epoch < world:
+        raise ConfigError(
+            f"{len(prepared.attacked)} pairs in batches of {config.batch_size} leave one of {world} workers "
+            "without a pair; raise train.batch_size or lower workers"
+        )
     optimizer = _optimizer(policy, settings, config)
     average = BetaAverage(reference, total_steps, config.average_beta)
-    cast = autocast(config.precision, device)
+    precision = resolved_precision(config.precision, device)
+    cast = autocast(precision, device)
     seen_text_CD = frozen.text_CD[list(prepared.seen)].to(device)
     loss_settings = {"label_smoothing": config.label_smoothing} if settings.loss == "dpo" else {}
 
@@ -109,11 +115,11 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total_steps))
             with cast():
-                loss = preference_step(
-                    wrapped, batch, seen_text_CD, frozen.logit_scale,
-                    loss=settings.loss, beta=settings.beta or 1.0, kl_weight=settings.kl_weight,
-                    **loss_settings,
-                )  # fmt: skip
+                embeddings = wrapped(batch.inputs)
+            loss = preference_step(
+                embeddings, batch, seen_text_CD, frozen.logit_scale, loss=settings.loss,
+                beta=settings.beta or 1.0, kl_weight=settings.kl_weight, **loss_settings,
+            )  # fmt: skip
             optimizer.zero_grad(set_to_none=True)
             # DDP averages over ranks; the factor makes that the mean over the global batch.
             (loss.total * (batch.share * world)).backward()
@@ -145,7 +151,13 @@ def fit(
         metrics |= {"train_s": spent, "eval_s": time.perf_counter() - began}
         step = (epoch + 1) * steps_per_epoch
         reports.append(
-            {"epoch": epoch + 1, "step": step, "metrics": metrics, "evals": [asdict(c) for c in counts]}
+            {
+                "epoch": epoch + 1,
+                "step": step,
+                "metrics": metrics,
+                "precision": precision,
+                "evals": [asdict(c) for c in counts],
+            }
         )
         if rank == 0:
             if last:
@@ -245,14 +257,19 @@ def evaluate_reference(
     """Counts of the untouched model on all sets, through the same computation as any policy's."""
     device = device or torch.device("cpu")
     policy.to(device).eval()
-    cast = autocast(config.precision, device)
+    cast = autocast(resolved_precision(config.precision, device), device)
     return evaluate_policy(policy, prepared.evaluation, frozen, "reference", cast, device)
 
 
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """``fp32`` or ``bf16``; ``auto`` is bf16 where the device computes it natively."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_native_bf16(device) else "fp32"
+
+
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """The autocast of a precision; ``auto`` is bf16 where the device computes it natively."""
-    if precision == "auto":
-        precision = "bf16" if has_native_bf16(device) else "fp32"
+    """The autocast of a resolved precision."""
     return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

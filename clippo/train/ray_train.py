@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import ray.tune
@@ -17,10 +18,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from clippo.config import DataConfig, ModelConfig, TrainConfig
 from clippo.errors import TrialError
+from clippo.evaluate import Counts
 from clippo.model import ClipModel, Policy, load_clip
 from clippo.prepared import PreparedSet, open_prepared, prepare
 from clippo.train.checkpoint import Checkpoints
-from clippo.train.loop import FAILURE, Frozen, TrialSettings, fit
+from clippo.train.loop import FAILURE, Frozen, TrialSettings, evaluate_reference, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,26 @@ def _train_worker(config: dict[str, Any]) -> None:
         )  # fmt: skip
     except TrialError as error:  # would come again on every retry; all ranks are here
         report({FAILURE: str(error)})
+
+
+def measure_reference(
+    task: str, model: ModelConfig, data: DataConfig, train: TrainConfig, cache: Path, *, gpus: float
+) -> list[Counts]:
+    """Counts of the untouched model, on the kind of device that trials use: here, or where GPUs are."""
+    if not gpus:
+        return _measure_reference(task, model, data, train, cache)
+    remote = ray.remote(num_cpus=1, num_gpus=gpus)(_measure_reference)
+    counts: list[Counts] = ray.get(remote.remote(task, model, data, train, cache))
+    return counts
+
+
+def _measure_reference(
+    task: str, model: ModelConfig, data: DataConfig, train: TrainConfig, cache: Path
+) -> list[Counts]:
+    torch.set_num_threads(1)
+    clip, prepared, frozen = load_shared(task, model, data, cache)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return evaluate_reference(Policy(clip, model.trainable), prepared, frozen, train, device)
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clippo.evaluate.counts import sum_over_ranks
 from clippo.losses import kl_reference_to_policy, preference_loss
@@ -55,16 +55,19 @@ def pick(logps_BC: Tensor, columns_B: Tensor) -> Tensor:
 
 
 def preference_step(
-    policy: nn.Module, batch: Batch, text_CD: Tensor, logit_scale: float, *,
+    embeddings: Tensor, batch: Batch, text_CD: Tensor, logit_scale: float, *,
     loss: str, beta: float, kl_weight: float, **loss_settings: float,
 ) -> StepLoss:  # fmt: skip
     """preference loss on the attacked pictures + kl_weight * KL(reference || policy) on the clean ones.
 
     Afzali et al., arXiv 2411.08923, equation 8. KTO's baseline is the detached KL of the whole global batch,
     so it is averaged over the ranks.
+
+    Args:
+        embeddings: the policy's of ``batch.inputs``, unit length, float32 (2 B, D). Call this outside of
+            autocast: a margin is a small difference of large numbers, and bfloat16 has three digits.
     """
-    pairs = len(batch.chosen)
-    clean_BC, attacked_BC = class_logps(policy(batch.inputs), text_CD, logit_scale).split(pairs)
+    clean_BC, attacked_BC = class_logps(embeddings, text_CD, logit_scale).split(len(batch.chosen))
     kl = kl_reference_to_policy(clean_BC, batch.reference_clean_logps)
     kl_baseline = sum_over_ranks(kl.detach() * batch.share)
     preference = preference_loss(

@@ -92,10 +92,14 @@ def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
     assert started == [("00005", 1), ("00006", 0)]
 
 
-def test_a_finished_trial_out_of_the_ranges_is_passed_over() -> None:
-    wide = drive(Search(SearchConfig(concurrency=1, learning_rate=(1e-2, 1e-1)), score), 1)[0]
-    search = Search(ONE_AT_A_TIME, score, finished=[{"settings": wide["settings"], "values": [0.5, 0.9]}])
-    assert search.study.trials == []
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_resumed_sweep_does_not_draw_the_same_again(sampler: Any) -> None:
+    config = SearchConfig(concurrency=1, trials=12, seed=5, sampler=sampler)
+    before = drive(Search(config, score), 3)
+    finished = [{"settings": p["settings"], "values": [0.5, 0.9]} for p in before]
+    after = drive(Search(config, score, finished=finished, next_number=3), 3)
+    rates = {p["settings"]["learning_rate"] for p in [*before, *after]}
+    assert len(rates) == 6
 
 
 def test_settings_and_parameters_are_two_spellings_of_one_thing() -> None:

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
+import torch
+from PIL import Image
 
 from clippo.results import ResultStore
-from clippo.train.checkpoint import POLICY
+from clippo.train.checkpoint import POLICY, STATE
 from tests.conftest import S3Server
 
 pytestmark = pytest.mark.timeout(900)  # each test starts Ray once or twice
@@ -119,19 +122,19 @@ def test_a_name_of_another_configuration_is_refused(finished: tuple[Path, str]) 
 
 
 @contextlib.contextmanager
-def driver_with_a_finished_trial(results: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep that is still running when its first trial has been written; dead, with its Ray, afterwards."""
+def running_sweep(results: Path, until: Callable[[], bool], *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep that still runs when ``until`` comes true; dead, with its Ray, afterwards."""
     command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, "--results", str(results), *flags]
     driver = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     with driver:
         try:
-            deadline = time.monotonic() + 280
-            while not list(results.glob("trials/*/0*.parquet")):
+            deadline = time.monotonic() + 400
+            while not until():
                 assert driver.poll() is None, driver.communicate()
-                assert time.monotonic() < deadline, "no trial was finished"
-                time.sleep(0.2)
+                assert time.monotonic() < deadline, "it did not come so far"
+                time.sleep(0.05)
             yield driver
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -139,22 +142,44 @@ def driver_with_a_finished_trial(results: Path, *flags: str) -> Iterator[subproc
 
 
 def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
-    flags = ["--name", "killed", "--search.concurrency", "1"]
-    with driver_with_a_finished_trial(tmp_path, *flags) as driver:
+    flags = [
+        "--name",
+        "killed",
+        "--search.concurrency",
+        "1",
+        "--search.trials",
+        "2",
+        "--search.epochs",
+        "6",
+        "6",
+    ]
+    state = tmp_path / "checkpoints" / "sweep=killed" / "00001" / STATE
+    with running_sweep(tmp_path, state.exists, *flags) as driver:
         os.killpg(driver.pid, signal.SIGKILL)
+    store = ResultStore(str(tmp_path))
+    assert sorted(store.trials("killed")["trial_id"].to_pylist()) == ["00000", "reference"]
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("trials/*/*.parquet")}
-    assert 2 <= len(before) < 5  # the untouched model, and not yet all four
+    kept = torch.load(state, weights_only=True)["reports"]
+    assert 1 <= len(kept) < 6
 
     done = sweep("--results", str(tmp_path), *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    trials = ResultStore(str(tmp_path)).trials("killed").to_pylist()
-    assert sorted(t["trial_id"] for t in trials) == ["00000", "00001", "00002", "00003", "reference"]
     assert {p: p.stat().st_mtime_ns for p in before} == before, "no finished trial is run or written twice"
-    assert len(list(tmp_path.glob("trials/*/*.parquet"))) == 5
+    attempts = {t["trial_id"]: t["attempt"] for t in store.trials("killed").to_pylist()}
+    assert attempts == {"reference": 0, "00000": 0, "00001": 1}
+    rows = [
+        m for m in store.metrics("killed").to_pylist() if m["trial_id"] == "00001" and m["name"] == "eval_s"
+    ]
+    assert sorted(m["epoch"] for m in rows) == [1, 2, 3, 4, 5, 6]
+    first = next(m["value"] for m in rows if m["epoch"] == 1)
+    assert first == kept[0]["metrics"]["eval_s"], "the first epoch was not trained again"
 
 
 def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
-    with driver_with_a_finished_trial(tmp_path, "--name", "stopped") as driver:
+    def a_trial_is_written() -> bool:
+        return bool(list(tmp_path.glob("trials/*/0*.parquet")))
+
+    with running_sweep(tmp_path, a_trial_is_written, "--name", "stopped") as driver:
         driver.send_signal(signal.SIGINT)
         out, err = driver.communicate(timeout=100)
     assert driver.returncode == 130, out + err
@@ -175,6 +200,28 @@ def test_a_diverging_trial_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
         assert "the loss became" in t["error"]
         assert "at step" in t["error"]
         assert t["checkpoint_uri"] is None
+
+
+def test_a_folder_named_from_here(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for c in ("cat", "dog", "key", "bus"):
+        (tmp_path / "pictures" / c).mkdir(parents=True)
+        for i in range(30):
+            pixels = rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / c / f"{i}.png")
+    source = f"folder:{os.path.relpath(tmp_path / 'pictures', ROOT)}"
+    flags = [
+        "--name",
+        "folder",
+        "--data.source",
+        source,
+        "--search.trials",
+        "1",
+        "--retention-sets",
+        "clean/seen",
+    ]
+    done = sweep("--results", str(tmp_path / "r"), *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_on_s3_with_two_workers(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +269,9 @@ def test_on_s3_with_two_workers(s3_env: S3Server, tmp_path: Path, monkeypatch: p
         (["--results", "s3://"], "no bucket"),
         (["--task", "gender-reveal"], "typographic"),
         (["--name", "a/b"], "a/b"),
+        (["--nope", "1"], "--nope"),
+        (["--search.trials", "many"], "many"),
+        (["--data.train-fonts", "Papyrus.ttf"], "bundled fonts"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(flags: list[str], complaint: str, tmp_path: Path) -> None:

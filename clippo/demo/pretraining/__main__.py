@@ -10,6 +10,7 @@ import argparse
 import gzip
 import itertools
 import math
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch.multiprocessing.spawn import spawn
 
 from clippo.demo import CLASSES, HERE, MODEL_NAME, WEIGHTS, register
-from clippo.demo.pretraining import material, train
+from clippo.demo.pretraining import material, measure, train
 
 MERGES = 1000
 
@@ -83,6 +84,9 @@ def main() -> None:
     weights = work / "model.safetensors" if args.small else WEIGHTS
     save_file({k: v.contiguous() for k, v in half.items()}, weights)
     scale_now = math.exp(float(np.float32(state["logit_scale"])))
+    if not args.small:
+        shutil.copy(work / "log.jsonl", material.HERE / "log.jsonl")
+        measure.main()
     print(f"wrote {weights}: {sum(v.numel() for v in half.values()):,} numbers, logit scale {scale_now:.1f}")
 
 
