@@ -117,7 +117,8 @@ def print_front(front: Front, console: Console) -> None:
     console.print(
         f"{len(front.front)} of {len(front.points)} points are on the front; "
         f"{front.completed} trials completed, {front.failed} failed. "
-        f"Hypervolume {front.hypervolume:.4f} {_interval(front.hypervolume_interval)}.\n"
+        f"Hypervolume {front.hypervolume:.3f} as measured, "
+        f"{_interval(front.hypervolume_interval)} without the luck of the best.\n"
         "robustness and retention: validation pictures, which steered the search, with 90 % intervals from "
         "the counts; p: probability of being on the front.\n"
         "test: pictures, lettering and drawings that neither tuning nor the search saw; fooled: read as the "

@@ -28,7 +28,7 @@ class ModelConfig:
     """open_clip model name; clippo-demo is the bundled one."""
     pretrained: str | None = None
     """Pretrained tag or checkpoint file; the bundled model needs none."""
-    trainable: str = "last:3"
+    trainable: str = "last:2"
     """image (the whole image tower) or last:K (its last K blocks; what lies before is computed once)."""
     prompt: str = "a photo of a {}"
     """Prompt of a class; {} is the class name."""
@@ -42,7 +42,7 @@ class DataConfig:
     """demo (the bundled pictures) or folder:PATH (a folder per class, in train/ validation/ test/ or not)."""
     seen_share: float = 0.5
     """Share of the classes that tuning sees; the others are held out and only measured."""
-    train_pictures: int = 1536
+    train_pictures: int = 1024
     """Pictures that preference pairs are made from [count]."""
     attacked_copies: int = 1
     """Attacked copies of each of them, the word of each drawn anew [count]."""

@@ -5,7 +5,7 @@
         --data.source folder:PICTURES --workers 1 --gpus-per-worker 1      # your model, data and GPUs
     ray job submit --working-dir . -- python sweeps/typo_sweep.py --results s3://bucket/prefix
 
-The defaults: 16 trials of 1 or 2 epochs over 1,536 preference pairs of 64 classes, two at a time. The front
+The defaults: 16 trials of 1 or 2 epochs over 1,024 preference pairs of 64 classes, two at a time. The front
 leads from the untouched model (robustness about 0.3) to models that read the picture and not the word; what
 they pay with is reading, least of all clean accuracy.
 """

@@ -151,7 +151,7 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_set(small_cache: Path) -> PreparedSet:
-    """160 pairs and 24 pictures an evaluation set of the bundled model, cut before its last three blocks."""
+    """160 pairs and 24 pictures an evaluation set of the bundled model, cut before its last two blocks."""
     return open_prepared(prepare("typographic", SMALL, ModelConfig(), small_cache))
 
 

@@ -294,7 +294,7 @@ def _ray(config: SweepConfig) -> Iterator[None]:
     level = logging.INFO if config.verbose else logging.ERROR
     # Drivers of trials with workers reserve this instead of a CPU, which they would take from their workers.
     address = os.environ.get("RAY_ADDRESS", "local")
-    drivers = {"trial_driver": config.search.concurrency} if address == "local" else None
+    drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
     ray.init(
         address, resources=drivers, include_dashboard=False, log_to_driver=config.verbose, logging_level=level
     )

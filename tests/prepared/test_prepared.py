@@ -68,7 +68,7 @@ def test_processes_do_not_change_the_set(tmp_path: Path) -> None:
 
 def test_cached_activations_are_those_of_the_live_tower(small_cache: Path, clip: ClipModel) -> None:
     prepared = open_prepared(prepare("typographic", TINY, ModelConfig(), small_cache))
-    task, policy = TypographicTask(TINY), Policy(clip, "last:3").eval()
+    task, policy = TypographicTask(TINY), Policy(clip, "last:2").eval()
     part = task.parts["train"]
     live = [
         r.image for i in range(12) for r in task.rows(part, i, clip.pixels) if r.set_name == "train/attacked"

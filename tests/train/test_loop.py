@@ -35,7 +35,7 @@ def run(
     torch.set_num_threads(1)
     reports: list[dict[str, Any]] = []
     fit(
-        Policy(clip, "last:3"), prepared, frozen, settings, config,
+        Policy(clip, "last:2"), prepared, frozen, settings, config,
         report=report or reports.append, checkpoints=FileCheckpoints(folder),
     )  # fmt: skip
     return reports
@@ -68,7 +68,7 @@ def test_tuning_makes_robust(
 ) -> None:
     settings = dataclasses.replace(SETTINGS, loss=loss, beta=0.1, learning_rate=3e-4, epochs=4)
     reports = run(clip, small_set, frozen, tmp_path, settings)
-    reference = evaluate_reference(Policy(clip, "last:3"), small_set, frozen, CONFIG)
+    reference = evaluate_reference(Policy(clip, "last:2"), small_set, frozen, CONFIG)
 
     def robustness(counts: list[Counts]) -> float:
         sets = ("attacked/seen", "attacked/held_out")
@@ -86,7 +86,7 @@ def test_a_policy_that_does_not_move_counts_like_the_reference(
 ) -> None:
     still = dataclasses.replace(SETTINGS, learning_rate=0.0, epochs=1)
     reports = run(clip, small_set, frozen, tmp_path, still)
-    reference = evaluate_reference(Policy(clip, "last:3"), small_set, frozen, CONFIG)
+    reference = evaluate_reference(Policy(clip, "last:2"), small_set, frozen, CONFIG)
     counts = [
         dataclasses.replace(Counts(**e), variant="reference")
         for e in reports[0]["evals"]
@@ -144,7 +144,7 @@ def test_two_workers_give_the_weights_of_one(
         nprocs=2,
     )
     one, two = policy_of(tmp_path / "one"), policy_of(tmp_path / "two")
-    start = Policy(clip, "last:3").trainable_weights()
+    start = Policy(clip, "last:2").trainable_weights()
 
     def flat(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([weights[n].detach().flatten() for n in sorted(start)])
