@@ -104,9 +104,11 @@ def print_front(front: Front, console: Console) -> None:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
     )
     for name in ("trial\nweights", "setting"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("robust-\nness", "reten-\ntion", "p", "test\nrob.", "test\nret.", "fooled", "read-\ning"):
         table.add_column(name, justify="right")
     # The untouched model is shown even where a tuned one keeps everything and is more robust.
@@ -141,7 +143,8 @@ def _cells(point: Point) -> list[str]:
 
 
 def _interval(interval: tuple[float, float]) -> str:
-    return "-".join(f"{bound:.2f}".removeprefix("0") for bound in interval)
+    """For example ``.93-1``; there is little room."""
+    return "-".join(f"{bound:.2f}".replace("1.00", "1").removeprefix("0") for bound in interval)
 
 
 def _parsed(parse: Callable[[], Parsed]) -> Parsed:

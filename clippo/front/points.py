@@ -7,6 +7,7 @@ are compared on validation pictures, which the search saw; the test numbers besi
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -172,11 +173,12 @@ def describe(settings: Mapping[str, Any]) -> str:
     """Settings in a few words.
 
     >>> describe({"loss": "dpo", "beta": 0.5, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 2})
-    'dpo beta 0.5 kl 1 lr 2e-4 x2'
+    'dpo beta 0.5 x2 kl 1 lr 2e-4'
     """
     beta = "" if settings.get("beta") is None else f" beta {settings['beta']:.2g}"
-    rate = np.format_float_scientific(settings["learning_rate"], precision=1, trim="-", exp_digits=1)
-    return f"{settings['loss']}{beta} kl {settings['kl_weight']:.2g} lr {rate} x{settings['epochs']}"
+    exponent = math.floor(math.log10(settings["learning_rate"]))
+    rate = f"{settings['learning_rate'] / 10**exponent:.2g}e{exponent}"
+    return f"{settings['loss']}{beta} x{settings['epochs']} kl {settings['kl_weight']:.2g} lr {rate}"
 
 
 def _draws(
