@@ -137,14 +137,18 @@ def _cells(point: Point) -> list[str]:
         "" if untouched else describe(point.settings).replace(" kl", "\nkl"),
         f"{point.robustness:.3f}\n{_interval(point.robustness_interval)}",
         f"{point.retention:.3f}\n{_interval(point.retention_interval)}",
-        f"{point.probability:.2f}",
+        _brief(point.probability),
         *(f"{point.test[n]:.3f}" if n in point.test else "" for n in names),
     ]
 
 
 def _interval(interval: tuple[float, float]) -> str:
-    """For example ``.93-1``; there is little room."""
-    return "-".join(f"{bound:.2f}".replace("1.00", "1").removeprefix("0") for bound in interval)
+    return "-".join(_brief(bound) for bound in interval)
+
+
+def _brief(share: float) -> str:
+    """``.93`` or ``1``: there is little room in 80 columns."""
+    return f"{share:.2f}".replace("1.00", "1").removeprefix("0")
 
 
 def _parsed(parse: Callable[[], Parsed]) -> Parsed:
