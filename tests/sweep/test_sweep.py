@@ -284,12 +284,10 @@ def test_what_the_user_can_mend_is_one_line(flags: list[str], complaint: str, tm
 
 
 def test_the_lines_of_the_readme_read_the_rows(finished: tuple[Path, str]) -> None:
-    block = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    imports, *lines = block.strip().splitlines()
-    code = "\n".join([imports, *(f"print({line})" for line in lines)])
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=finished[0].parent, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "00003" in done.stdout
-    assert "averaged" in done.stdout
+    assert "n_correct" in done.stdout

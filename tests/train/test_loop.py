@@ -62,11 +62,13 @@ def test_reports_hold_counts_of_every_set(
     assert reports[1]["metrics"]["preference_loss"] < reports[0]["metrics"]["preference_loss"] < 0.6931
 
 
-@pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "cross_entropy"])
+@pytest.mark.parametrize(
+    ("loss", "beta"), [("dpo", 0.1), ("ipo", 0.03), ("kto", 0.3), ("cross_entropy", None)]
+)
 def test_tuning_makes_robust(
-    loss: str, clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+    loss: str, beta: float | None, clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
 ) -> None:
-    settings = dataclasses.replace(SETTINGS, loss=loss, beta=0.1, learning_rate=3e-4, epochs=4)
+    settings = dataclasses.replace(SETTINGS, loss=loss, beta=beta, learning_rate=3e-4, epochs=4)
     reports = run(clip, small_set, frozen, tmp_path, settings)
     reference = evaluate_reference(Policy(clip, "last:2"), small_set, frozen, CONFIG)
 
