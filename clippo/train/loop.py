@@ -70,7 +70,7 @@ def fit(
     are saved.
 
     Args:
-        policy: holds the reference's weights; on return it holds the last weights.
+        policy: holds the reference's weights; it is trained in place.
 
     Raises:
         DivergedError: the loss became NaN or infinite; the message says at which step.
@@ -103,9 +103,10 @@ def fit(
         reports, spent = state["reports"], state["train_s"]
         for earlier in reports:  # whoever listened to them may be gone
             report(earlier)
-        policy.load_weights(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["average"])
+        if len(reports) < settings.epochs:
+            policy.load_weights(state["weights"])
+            optimizer.load_state_dict(state["optimizer"])
+            average.load_state_dict(state["average"])
 
     for epoch in range(len(reports), settings.epochs):
         began = time.perf_counter()
@@ -160,9 +161,10 @@ def fit(
             }
         )
         if rank == 0:
-            if last:
+            if last:  # nothing is left to train, so the state need not hold what training needs
                 save_policy(checkpoints, variants)
-            if last or (epoch + 1) % config.epochs_between_checkpoints == 0:
+                save_state(checkpoints, {"reports": reports, "train_s": spent})
+            elif (epoch + 1) % config.epochs_between_checkpoints == 0:
                 state = {"reports": reports, "train_s": spent, "weights": tuned,
                          "optimizer": optimizer.state_dict(), "average": average.state_dict()}  # fmt: skip
                 save_state(checkpoints, state)

@@ -18,7 +18,7 @@ from clippo.evaluate import Counts, objectives
 from clippo.model import ClipModel, Policy
 from clippo.prepared import PreparedSet, open_prepared
 from clippo.train import FileCheckpoints, TrialSettings, evaluate_reference, fit
-from clippo.train.checkpoint import STATE, load_policy
+from clippo.train.checkpoint import POLICY, STATE, load_policy
 from clippo.train.loop import Frozen
 
 SETTINGS = TrialSettings(loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=2e-4, epochs=2, seed=3)
@@ -164,3 +164,16 @@ def test_a_diverging_run_says_at_which_step(
         DivergedError, match=r"the loss became (nan|inf|-inf) at step \d+ of 20; lower the learning"
     ):
         run(clip, small_set, frozen, tmp_path, dataclasses.replace(SETTINGS, learning_rate=1e6, loss="ipo"))
+
+
+def test_a_finished_run_only_reports_again(
+    clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    first = run(clip, small_set, frozen, tmp_path)
+    policy, state = (tmp_path / name for name in (POLICY, STATE))
+    written = policy.stat().st_mtime_ns
+    assert state.stat().st_size < policy.stat().st_size / 10, (
+        "no optimizer is kept when nothing is left to train"
+    )
+    assert run(clip, small_set, frozen, tmp_path) == first
+    assert policy.stat().st_mtime_ns == written
