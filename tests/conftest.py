@@ -107,7 +107,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
                 try:
                     server.filesystem().pipe_file(f"{server.bucket}/.ready", b"")
                     break
-                except Exception:
+                except Exception:  # whatever the client says until the server listens
                     if time.monotonic() > deadline:
                         pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
                     time.sleep(0.1)
