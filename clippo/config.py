@@ -29,9 +29,11 @@ class ModelConfig:
     pretrained: str | None = None
     """Pretrained tag or checkpoint file; the bundled model needs none."""
     trainable: str = "last:2"
-    """image (the whole image tower) or last:K (its last K blocks; what lies before is computed once)."""
+    """image (the whole image tower), last:K (its last K blocks) or transform (a linear map of both
+    embeddings); what lies before is computed once."""
     prompt: str = "a photo of a {}"
-    """Prompt of a class; {} is the class name."""
+    """Prompt of a class, {} being its name; or the name of ready templates (imagenet, pets, ...), or a file
+    with one template a line, whose embeddings are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,17 @@ class DataConfig:
     """The labelled pictures, their attacked twins, and how many of each."""
 
     source: str = "demo"
-    """demo (the bundled pictures) or folder:PATH (a folder per class, in train/ validation/ test/ or not)."""
+    """demo (the bundled pictures), folder:PATH, table:PATH (CSV or Parquet), webdataset:PATH or
+    torchvision:NAME:PATH; PATH is local or s3://."""
+    class_names: str = ""
+    """Readable names of the source's classes: imagenet (for folders named n01440764), or a file of them (a
+    name a line in the order of the classes, or CSV or JSON from class to name)."""
+    picture_size: int = 0
+    """Side that a picture is resized and cropped to before a word is drawn on it, and from there to the
+    model's size; 0: the model's own [pixels]."""
+    test_sets: tuple[str, ...] = ()
+    """More test sets: rta-100:PATH, paint:PATH, disentangling:PATH, scam:PATH with words on real objects, or
+    any source (its pictures clean and attacked); NAME=SOURCE names one."""
     seen_share: float = 0.5
     """Share of the classes that tuning sees; the others are held out and only measured."""
     train_pictures: int = 1024
@@ -68,6 +80,7 @@ class DataConfig:
         _require(self.train_pictures >= 2, "data.train_pictures", self.train_pictures, "at least 2")
         _require(self.attacked_copies >= 1, "data.attacked_copies", self.attacked_copies, "at least 1")
         _require(self.eval_pictures >= 1, "data.eval_pictures", self.eval_pictures, "at least 1")
+        _require(self.picture_size >= 0, "data.picture_size", self.picture_size, "at least 0")
         _require(0 <= self.max_unreadable < 1, "data.max_unreadable", self.max_unreadable, "in [0, 1)")
         low, high = self.font_size
         _require(0 < low <= high <= 1, "data.font_size", self.font_size, "two shares, 0 < low <= high <= 1")
@@ -83,12 +96,22 @@ class TrainConfig:
     """adamax is what the published code uses; AdamW is stronger at an equal learning rate."""
     weight_decay: float = 0.0
     """Weight decay of the optimizer."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the device computes it natively, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 autocast where the device computes it natively, else fp32; fp16 scales the loss."""
+    micro_batch: int = 0
+    """Pairs that a worker's memory must hold at once; gradients are added up over them, with the result of
+    whole batches; 0: all of a batch [count]."""
+    compile: bool = False
+    """torch.compile what is trained: pays off on GPUs only (docs/EXPERIMENTS.md)."""
     label_smoothing: float = 0.0
     """Label smoothing of DPO."""
     average_beta: float = 0.7
     """Both parameters of the Beta density that weights the moving average of the weights."""
+    alphas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Points of the curve of weights between the untouched model (0) and the averaged weights of a trial (1)
+    that are measured besides both ends."""
+    powers: tuple[float, ...] = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.25, 1.5)
+    """The same for a trained transform: powers t of its singular values besides 0 and 1."""
     epochs_between_checkpoints: int = 1
     """A dead worker or driver repeats at most this many epochs [count]."""
 
@@ -99,6 +122,8 @@ class TrainConfig:
             0 <= self.label_smoothing < 0.5, "train.label_smoothing", self.label_smoothing, "in [0, 0.5)"
         )
         _require(self.average_beta > 0, "train.average_beta", self.average_beta, "above 0")
+        _require(self.micro_batch >= 0, "train.micro_batch", self.micro_batch, "at least 0")
+        _require(all(0 <= a <= 1 for a in self.alphas), "train.alphas", self.alphas, "shares in [0, 1]")
         _require(
             self.epochs_between_checkpoints >= 1,
             "train.epochs_between_checkpoints",
@@ -127,8 +152,13 @@ class SearchConfig:
     """Weight of KL(reference || policy) on clean pictures, log scale."""
     learning_rate: Range = (3e-5, 5e-4)
     """Learning rate, log scale."""
+    orthogonality: Range = (0.01, 1.0)
+    """Weight of the penalty ||I - W W'|| of a trained transform, log scale."""
     epochs: tuple[int, int] = (1, 2)
     """Epochs, both ends included [count]."""
+    baselines: tuple[str, ...] = ("cross_entropy",)
+    """Trials besides the search, to compare with: cross_entropy is plain fine-tuning on the attacked pictures
+    without a KL term, and its curve of interpolated weights is PAINT."""
     sampler: Literal["tpe", "random"] = "tpe"
     """How settings are proposed."""
     seed: int = 0
@@ -138,7 +168,8 @@ class SearchConfig:
         _require(self.trials >= 1, "search.trials", self.trials, "at least 1")
         _require(self.concurrency >= 1, "search.concurrency", self.concurrency, "at least 1")
         _require(len(self.losses) >= 1, "search.losses", self.losses, "at least one loss")
-        for name in ("beta_dpo", "beta_ipo", "beta_kto", "kl_weight", "learning_rate", "epochs"):
+        ranges = ("beta_dpo", "beta_ipo", "beta_kto", "kl_weight", "learning_rate", "orthogonality", "epochs")
+        for name in ranges:
             low, high = getattr(self, name)
             _require(0 < low <= high, f"search.{name}", (low, high), "a range with 0 < low <= high")
 
