@@ -107,11 +107,11 @@ class TrainConfig:
     """Label smoothing of DPO."""
     average_beta: float = 0.7
     """Both parameters of the Beta density that weights the moving average of the weights."""
-    alphas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Points of the curve of weights between the untouched model (0) and the averaged weights of a trial (1)
-    that are measured besides both ends."""
-    powers: tuple[float, ...] = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.25, 1.5)
-    """The same for a trained transform: powers t of its singular values besides 0 and 1."""
+    alphas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Points of a trial's curve that are measured: weights between the untouched model (0) and its averaged
+    ones (1)."""
+    powers: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    """The same for a trained transform: powers t of its singular values; 0 is the untouched model."""
     epochs_between_checkpoints: int = 1
     """A dead worker or driver repeats at most this many epochs [count]."""
 

@@ -21,6 +21,17 @@ def count_predictions(logits_BC: Tensor, labels_B: Tensor, attack_labels_B: Tens
     return torch.stack([correct, torch.tensor(len(labels_B), device=correct.device), fooled])
 
 
+def between(logits_BC: Tensor, labels_B: Tensor, attack_labels_B: Tensor) -> Tensor:
+    """The logits with minus infinity everywhere but at the two labels of each row.
+
+    >>> between(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([0]), torch.tensor([1]))
+    tensor([[1., 2., -inf]])
+    """
+    columns = torch.arange(logits_BC.shape[1], device=logits_BC.device)
+    kept = (columns == labels_B[:, None]) | (columns == attack_labels_B[:, None])
+    return logits_BC.masked_fill(~kept, -torch.inf)
+
+
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) outside a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

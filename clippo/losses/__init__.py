@@ -1,13 +1,14 @@
 """Preference losses and the regulariser: pure functions of log-probabilities."""
 
 from clippo.losses.preference import cross_entropy, dpo, ipo, kto
-from clippo.losses.registry import LOSSES, preference_loss, resolve_loss
+from clippo.losses.registry import LOSSES, has_setting, preference_loss, resolve_loss
 from clippo.losses.regularizer import kl_reference_to_policy
 
 __all__ = [
     "LOSSES",
     "cross_entropy",
     "dpo",
+    "has_setting",
     "ipo",
     "kl_reference_to_policy",
     "kto",

@@ -42,6 +42,15 @@ def _setting_names(loss: Callable[..., Tensor]) -> frozenset[str]:
     return frozenset(p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY)
 
 
+def has_setting(name: str, setting: str) -> bool:
+    """Whether the loss called ``name`` depends on ``setting``.
+
+    >>> has_setting("kto", "kl_baseline"), has_setting("dpo", "kl_baseline")
+    (True, False)
+    """
+    return setting in _setting_names(resolve_loss(name))
+
+
 def preference_loss(
     name: str,
     policy_chosen_logps: Tensor,

@@ -33,8 +33,8 @@ class BetaAverage:
         self.step += 1
         density = self._density(self.step)
         self.mass += density
-        for name, average in self.weights.items():
-            average.lerp_(weights[name].detach(), density / self.mass)
+        averages = list(self.weights.values())
+        torch._foreach_lerp_(averages, [weights[n].detach() for n in self.weights], density / self.mass)
 
     def state_dict(self) -> dict[str, object]:
         return {"weights": self.weights, "step": self.step, "mass": self.mass}
@@ -64,4 +64,4 @@ def interpolate(reference: Mapping[str, Tensor], policy: Mapping[str, Tensor], a
     """
     if alpha == 1:
         return {name: w.clone() for name, w in policy.items()}
-    return {name: torch.lerp(reference[name], w, alpha) for name, w in policy.items()}
+    return {name: torch.lerp(reference[name].detach(), w, alpha) for name, w in policy.items()}

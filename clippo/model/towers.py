@@ -2,7 +2,8 @@
 
 An image tower is a chain of stages. A policy has one cut in that chain: what lies before it is frozen and is
 computed once per sweep, what lies behind it is trained. ``image`` cuts before the first stage, ``last:K``
-before the last K blocks (the pooling that follows them is always trained).
+before the last K blocks (the pooling that follows them is always trained). ``transform`` cuts behind the last
+one and trains a linear map of what comes out (``transform.py``).
 
 B batch, C classes, D embedding, H height, W width
 """
@@ -21,14 +22,22 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import VisionTransformer
 from PIL import Image
+from timm.models.convnext import ConvNeXt
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import Compose
 
 from clippo import demo
 from clippo.errors import ConfigError, ModelError
+from clippo.model.averaging import Weights, interpolate
+
+TIMM_EMBEDDING = (
+    "trunk.patch_embed", "trunk.cls_token", "trunk.reg_token", "trunk.pos_embed", "trunk.norm_pre",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,50 @@ class ClipModel:
 
 
 class Policy(nn.Module):
-    """A copy of the image tower, of which the part behind the cut is trained.
+    """What is trained, behind the cut, and the frozen part before it.
 
-    ``forward`` takes what the frozen part gave (``frozen``) and returns unit-length embeddings (B, D).
+    ``forward`` takes what the frozen part gave and the text features, and returns both as unit-length
+    embeddings, float32: (B, D) and (C, D).
     """
+
+    def forward(self, x: Tensor, text_CD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.embed(x), self.text(text_CD)
+
+    def frozen(self, pixels_BHWC: Tensor) -> Tensor:
+        """What enters the cut, as it is stored."""
+        raise NotImplementedError
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Unit-length image embeddings, float32 (B, D), of what the frozen part gave."""
+        raise NotImplementedError
+
+    def text(self, text_CD: Tensor) -> Tensor:
+        """Unit-length text embeddings, float32 (C, D)."""
+        return text_CD
+
+    def penalty(self) -> Tensor:
+        """What is added to the loss for the weights alone; a scalar."""
+        return torch.zeros((), device=next(self.parameters()).device)
+
+    def trainable_weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name."""
+        raise NotImplementedError
+
+    def curve(
+        self, reference: Weights, tuned: Weights, alphas: Sequence[float], powers: Sequence[float]
+    ) -> dict[str, Weights]:
+        """Weights between the reference's and the tuned policy's, and beyond, by the name of the variant."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def load_weights(self, weights: Weights) -> None:
+        """Sets the trained parameters."""
+        for name, parameter in self.trainable_weights().items():
+            parameter.copy_(weights[name])
+
+
+class TowerPolicy(Policy):
+    """A copy of the image tower, of which the part behind the cut is trained."""
 
     def __init__(self, clip: ClipModel, trainable: str) -> None:
         super().__init__()
@@ -85,33 +134,42 @@ class Policy(nn.Module):
         for stage in self._stages[self.cut :]:
             for parameter in stage.parameters:
                 parameter.requires_grad_(True)
+        # Names of open_clip's state dict.
+        self._trained = {n: p for n, p in self.visual.named_parameters() if p.requires_grad}
 
     def trainable_weights(self) -> dict[str, Tensor]:
-        """The trained parameters by their names in the image tower's state dict."""
-        return {n: p for n, p in self.visual.named_parameters() if p.requires_grad}
+        return dict(self._trained)
 
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Sets the trained parameters."""
-        for name, parameter in self.trainable_weights().items():
-            parameter.copy_(weights[name])
+    def curve(
+        self, reference: Weights, tuned: Weights, alphas: Sequence[float], powers: Sequence[float]
+    ) -> dict[str, Weights]:
+        """The straight line of PAINT: ``alpha=0`` is the reference, ``alpha=1`` the tuned policy."""
+        return {f"alpha={a:g}": interpolate(reference, tuned, a) for a in alphas}
 
     @torch.no_grad()
     def frozen(self, pixels_BHWC: Tensor) -> Tensor:
-        """What enters the cut; with ``trainable="image"`` the pixels themselves, still uint8."""
+        """Activations as bfloat16; with ``trainable="image"`` the pixels themselves, still uint8."""
         if self.cut == 0:
             return pixels_BHWC
         x = self._normalized(pixels_BHWC)
         for stage in self._stages[: self.cut]:
             x = stage.apply(x)
-        return x
+        return x.bfloat16()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.cut == 0:
-            x = self._normalized(x)
+    def embed(self, x: Tensor) -> Tensor:
+        x = self._normalized(x) if self.cut == 0 else self._activations(x)
         for stage in self._stages[self.cut :]:
             x = stage.apply(x)
         return F.normalize(x.float(), dim=-1)
+
+    @staticmethod
+    def _activations(x: Tensor) -> Tensor:
+        """Stored activations as the next stage likes them: a convolution takes bfloat16 as it is."""
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+            if torch.is_autocast_enabled(x.device.type):
+                return x
+        return x.float()  # or the residual stream of a ViT would be bfloat16
 
 
 def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
@@ -174,34 +232,38 @@ class Stage:
 def tower_stages(visual: nn.Module) -> list[Stage]:
     """The image tower as a chain: the embedding, the blocks, and the pooling joined with the last block.
 
-    Raises:
-        ModelError: a tower that is neither a ViT nor a ModifiedResNet.
+    A tower whose inside is not known is a chain of one stage, which is trained whole or not at all.
     """
     if isinstance(visual, ModifiedResNet):
-        embed: Callable[[Tensor], Tensor] = visual.stem
-        pool: Callable[[Tensor], Tensor] = visual.attnpool
-        blocks = [
-            Stage(b, list(b.parameters()))
-            for b in (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
-        ]
-        embedding_names: tuple[str, ...] = ("conv", "bn")
-    elif isinstance(visual, VisionTransformer):
-        embed, pool = visual._embeds, partial(_pooled, visual)
-        blocks = [
+        blocks: list[nn.Module] = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+        links = [Stage(b, list(b.parameters())) for b in blocks]
+        return _chain(visual, visual.stem, links, partial(_pooled_resnet, visual), ("conv", "bn"))
+    if isinstance(visual, VisionTransformer):
+        links = [
             Stage(partial(_block, visual, b), list(b.parameters())) for b in visual.transformer.resblocks
         ]
-        embedding_names = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
-    else:
-        raise ModelError(
-            f"image towers of type {type(visual).__name__} cannot be cut; use a ViT or a ResNet model"
-        )
+        names = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
+        return _chain(visual, visual._embeds, links, partial(_pooled, visual), names)
+    if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer):
+        links = [Stage(b, list(b.parameters())) for b in visual.trunk.blocks]
+        pool = partial(_pooled_timm, visual)
+        return _chain(visual, partial(_embeds_timm, visual), links, pool, TIMM_EMBEDDING)
+    if isinstance(visual, TimmModel) and isinstance(visual.trunk, ConvNeXt):
+        links = [Stage(b, list(b.parameters())) for b in visual.trunk.stages]
+        return _chain(visual, visual.trunk.stem, links, partial(_pooled_convnext, visual), ("trunk.stem",))
+    return [Stage(visual, list(visual.parameters()))]
+
+
+def _chain(
+    visual: nn.Module, embed: Callable[[Tensor], Tensor], blocks: list[Stage],
+    pool: Callable[[Tensor], Tensor], embedding_names: tuple[str, ...],
+) -> list[Stage]:  # fmt: skip
     in_blocks = {id(p) for block in blocks for p in block.parameters}
     rest = [(n, p) for n, p in visual.named_parameters() if id(p) not in in_blocks]
     embedding = Stage(embed, [p for n, p in rest if n.startswith(embedding_names)])
-    last = blocks.pop()
+    *others, last = blocks
     pooling = [p for n, p in rest if not n.startswith(embedding_names)]
-    end = Stage(lambda x: pool(last.apply(x)), last.parameters + pooling)
-    return [embedding, *blocks, end]
+    return [embedding, *others, Stage(lambda x: pool(last.apply(x)), last.parameters + pooling)]
 
 
 def cut_of(trainable: str, n_stages: int) -> int:
@@ -216,9 +278,8 @@ def cut_of(trainable: str, n_stages: int) -> int:
     blocks = n_stages - 1
     if kind == "last" and number.isdigit() and 1 <= int(number) <= blocks:
         return n_stages - int(number)
-    raise ConfigError(
-        f"model.trainable is {trainable!r}; it must be image or last:K with K from 1 to {blocks}"
-    )
+    cuts = f", transform or last:K with K from 1 to {blocks}" if blocks else " or transform for this model"
+    raise ConfigError(f"model.trainable is {trainable!r}; it must be image{cuts}")
 
 
 def _block(visual: VisionTransformer, block: nn.Module, x: Tensor) -> Tensor:
@@ -230,3 +291,38 @@ def _block(visual: VisionTransformer, block: nn.Module, x: Tensor) -> Tensor:
 def _pooled(visual: VisionTransformer, x: Tensor) -> Tensor:
     pooled: Tensor = visual._pool(x)[0]
     return pooled if visual.proj is None else pooled @ visual.proj
+
+
+def _pooled_resnet(visual: ModifiedResNet, x_BCHW: Tensor) -> Tensor:
+    """open_clip's AttentionPool2d for its one query that is used, the mean.
+
+    The result is the same. With one query, keys and values need not be projected for every position: the
+    query goes through the key's weights instead, and the attended mean through the value's. For a ResNet's
+    last block that is most of the work.
+    """
+    pool: Any = visual.attnpool
+    x_BND = x_BCHW.flatten(2).transpose(1, 2)
+    x_BND = torch.cat([x_BND.mean(1, keepdim=True), x_BND], 1) + pool.positional_embedding.to(x_BND.dtype)
+    heads, width = pool.num_heads, x_BND.shape[-1]
+    query = pool.q_proj(x_BND[:, 0]).unflatten(-1, (heads, -1))
+    key = torch.einsum("bhd,hdc->bhc", query, pool.k_proj.weight.unflatten(0, (heads, -1)))
+    scores = torch.einsum("bhc,bnc->bhn", key, x_BND)
+    # The key's bias shifts all scores of a head alike; it is here so that it has its (zero) gradient.
+    scores = scores + (query * pool.k_proj.bias.unflatten(0, (heads, -1))).sum(-1, keepdim=True)
+    attention = (scores.float() * (width // heads) ** -0.5).softmax(-1).to(x_BND.dtype)
+    mean = torch.einsum("bhn,bnc->bhc", attention, x_BND)
+    value = torch.einsum("bhc,hdc->bhd", mean, pool.v_proj.weight.unflatten(0, (heads, -1))).flatten(1)
+    return cast(Tensor, pool.c_proj(value + pool.v_proj.bias))
+
+
+def _embeds_timm(visual: TimmModel, x: Tensor) -> Tensor:
+    trunk = visual.trunk
+    return cast(Tensor, trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(x)))))
+
+
+def _pooled_timm(visual: TimmModel, x: Tensor) -> Tensor:
+    return cast(Tensor, visual.head(visual.trunk.forward_head(visual.trunk.norm(x))))
+
+
+def _pooled_convnext(visual: TimmModel, x: Tensor) -> Tensor:
+    return cast(Tensor, visual.head(visual.trunk.forward_head(visual.trunk.norm_pre(x))))

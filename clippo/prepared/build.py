@@ -27,7 +27,7 @@ from torch import Tensor
 
 from clippo.config import DataConfig, ModelConfig, digest
 from clippo.errors import DataError
-from clippo.model import ClipModel, Policy, load_clip
+from clippo.model import ClipModel, Policy, load_clip, policy_of
 from clippo.tasks import TASKS, TypographicTask
 from clippo.tasks.typographic import Row
 
@@ -157,7 +157,7 @@ def _executor(processes: int) -> Iterator[Callable[[list[_Shard]], Iterator[_Wri
 @lru_cache(maxsize=1)
 def _model(model: ModelConfig) -> tuple[ClipModel, Policy]:
     clip = load_clip(model.name, model.pretrained)
-    return clip, Policy(clip, model.trainable)
+    return clip, policy_of(clip, model.trainable)
 
 
 @lru_cache(maxsize=1)
@@ -219,11 +219,7 @@ def _write(path: Path, rows: list[Row], policy: Policy) -> dict[str, Any]:
 def _frozen_part(pixels_BHWC: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
     """What enters the cut, and the reference's embedding; activations are kept as bfloat16."""
     entering = policy.frozen(pixels_BHWC)
-    if not entering.is_floating_point():
-        return entering, policy(entering)
-    # The reference goes through the same rounding as the policy, so an untouched policy gives it exactly.
-    entering = entering.bfloat16()
-    return entering, policy(entering.float())
+    return entering, policy.embed(entering)
 
 
 def _fixed_size(values: Tensor) -> pa.Array:

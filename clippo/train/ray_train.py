@@ -19,10 +19,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from clippo.config import DataConfig, ModelConfig, TrainConfig
 from clippo.errors import TrialError
 from clippo.evaluate import Counts
-from clippo.model import ClipModel, Policy, load_clip
+from clippo.model import ClipModel, load_clip, policy_of
 from clippo.prepared import PreparedSet, open_prepared, prepare
 from clippo.train.checkpoint import Checkpoints
-from clippo.train.loop import FAILURE, Frozen, TrialSettings, evaluate_reference, fit
+from clippo.train.loop import FAILURE, fit
+from clippo.train.measure import evaluate_reference
+from clippo.train.step import Frozen, TrialSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     report = ray.tune.report if local else ray.train.report
     try:
         fit(
-            Policy(clip, job.model.trainable), prepared, frozen, job.settings, job.train,
+            policy_of(clip, job.model.trainable), prepared, frozen, job.settings, job.train,
             report=report, checkpoints=job.checkpoints, device=device,
         )  # fmt: skip
     except TrialError as error:  # would come again on every retry; all ranks are here
@@ -106,7 +108,7 @@ def _measure_reference(
     torch.set_num_threads(1)
     clip, prepared, frozen = load_shared(task, model, data, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return evaluate_reference(Policy(clip, model.trainable), prepared, frozen, train, device)
+    return evaluate_reference(policy_of(clip, model.trainable), prepared, frozen, train, device)
 
 
 @lru_cache(maxsize=1)

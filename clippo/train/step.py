@@ -1,17 +1,50 @@
-"""One step: from a batch of pairs to the loss.
+"""One step: from a batch of pairs to the loss, and from there to new weights.
 
 B pairs of the batch, C classes that tuning tells apart, D embedding
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from clippo.evaluate.counts import sum_over_ranks
-from clippo.losses import kl_reference_to_policy, preference_loss
+from clippo.config import TrainConfig
+from clippo.evaluate.counts import rank_and_world, sum_over_ranks
+from clippo.losses import has_setting, kl_reference_to_policy, preference_loss
+from clippo.model import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """What the search chooses for one trial.
+
+    Attributes:
+        beta: preference temperature; None for a loss that has none.
+        orthogonality: weight of the penalty on a trained transform; None for a tower.
+    """
+
+    loss: str
+    beta: float | None
+    kl_weight: float
+    learning_rate: float
+    epochs: int
+    seed: int
+    orthogonality: float | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What every step uses and no step changes: text features of all classes (C, D), and the logit scale."""
+
+    text_CD: Tensor
+    logit_scale: float
 
 
 @dataclass(frozen=True)
@@ -34,6 +67,34 @@ class Batch:
     reference_rejected_logps: Tensor
     share: float
 
+    def split(self, size: int) -> list[Batch]:
+        """The same pairs in parts of at most ``size``; their shares add up to this one's.
+
+        >>> pairs = torch.arange(3)
+        >>> parts = Batch(torch.arange(6), pairs, pairs, pairs, pairs, pairs, 1.0).split(2)
+        >>> [(p.inputs.tolist(), round(p.share, 3)) for p in parts]
+        [([0, 1, 3, 4], 0.667), ([2, 5], 0.333)]
+        """
+        if not size or size >= len(self.chosen):
+            return [self]
+        clean, attacked = self.inputs.chunk(2)
+        parts = []
+        for start in range(0, len(self.chosen), size):
+            some = slice(start, start + size)
+            chosen = self.chosen[some]
+            parts.append(
+                Batch(
+                    inputs=torch.cat([clean[some], attacked[some]]),
+                    chosen=chosen,
+                    rejected=self.rejected[some],
+                    reference_clean_logps=self.reference_clean_logps[some],
+                    reference_chosen_logps=self.reference_chosen_logps[some],
+                    reference_rejected_logps=self.reference_rejected_logps[some],
+                    share=self.share * len(chosen) / len(self.chosen),
+                )
+            )
+        return parts
+
 
 @dataclass(frozen=True)
 class StepLoss:
@@ -55,21 +116,24 @@ def pick(logps_BC: Tensor, columns_B: Tensor) -> Tensor:
 
 
 def preference_step(
-    embeddings: Tensor, batch: Batch, text_CD: Tensor, logit_scale: float, *,
-    loss: str, beta: float, kl_weight: float, **loss_settings: float,
+    image_BD: Tensor, text_CD: Tensor, batch: Batch, logit_scale: float, *,
+    loss: str, beta: float, kl_weight: float, kl_baseline: Tensor | None = None, **loss_settings: float,
 ) -> StepLoss:  # fmt: skip
     """preference loss on the attacked pictures + kl_weight * KL(reference || policy) on the clean ones.
 
-    Afzali et al., arXiv 2411.08923, equation 8. KTO's baseline is the detached KL of the whole global batch,
-    so it is averaged over the ranks.
+    Afzali et al., arXiv 2411.08923, equation 8.
 
     Args:
-        embeddings: the policy's of ``batch.inputs``, unit length, float32 (2 B, D). Call this outside of
-            autocast: a margin is a small difference of large numbers, and bfloat16 has three digits.
+        image_BD: the policy's embeddings of ``batch.inputs``, unit length, float32 (2 B, D). Call this
+            outside of autocast: a margin is a small difference of large numbers, bfloat16 has three digits.
+        text_CD: its embeddings of the prompts, unit length, float32.
+        kl_baseline: KTO's, the detached KL of the whole global batch, where ``batch`` is only a part of this
+            rank's; None: that of this batch, averaged over the ranks.
     """
-    clean_BC, attacked_BC = class_logps(embeddings, text_CD, logit_scale).split(len(batch.chosen))
+    clean_BC, attacked_BC = class_logps(image_BD, text_CD, logit_scale).split(len(batch.chosen))
     kl = kl_reference_to_policy(clean_BC, batch.reference_clean_logps)
-    kl_baseline = sum_over_ranks(kl.detach() * batch.share)
+    if kl_baseline is None:
+        kl_baseline = sum_over_ranks(kl.detach() * batch.share)
     preference = preference_loss(
         loss,
         pick(attacked_BC, batch.chosen),
@@ -81,3 +145,113 @@ def preference_step(
         **loss_settings,
     )
     return StepLoss(preference + kl_weight * kl, preference.detach(), kl.detach())
+
+
+class Step:
+    """One optimizer step over a global batch: forward, loss, backward in micro-batches, update.
+
+    Args:
+        seen: the classes that tuning tells apart.
+    """
+
+    def __init__(
+        self, policy: Policy, frozen: Frozen, settings: TrialSettings, config: TrainConfig,
+        seen: Sequence[int], device: torch.device,
+    ) -> None:  # fmt: skip
+        self._policy, self._settings, self._config = policy, settings, config
+        self._world = rank_and_world()[1]
+        self.precision = resolved_precision(config.precision, device)
+        self.cast = autocast(self.precision, device)
+        self._forward: nn.Module = policy
+        if self._world > 1:
+            ids = [device] if device.type == "cuda" else None
+            self._forward = DistributedDataParallel(policy, device_ids=ids)
+        if config.compile:
+            self._forward = torch.compile(self._forward)  # type: ignore[assignment]  # it stays a module
+        self._optimizer = _optimizer(policy, settings, config)
+        # float16 has few exponents: the loss is scaled up, and the gradients down again.
+        self._scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.precision == "fp16")
+        self._text_CD, self._logit_scale = frozen.text_CD[list(seen)].to(device), frozen.logit_scale
+        self._loss_settings = {"label_smoothing": config.label_smoothing} if settings.loss == "dpo" else {}
+
+    def __call__(self, batch: Batch, learning_rate: float) -> Tensor:
+        """Makes one step with this rank's part of a batch.
+
+        Returns:
+            loss, preference loss and KL of the whole global batch: (3,), the same on all ranks.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        parts, chosen = batch.split(self._config.micro_batch), self._settings
+        baseline = self._kl_baseline(parts) if self._config.micro_batch else None
+        values = torch.zeros(3, device=self._text_CD.device)
+        for number, part in enumerate(parts, start=1):
+            with self._synchronized(last=number == len(parts)):
+                with self.cast():
+                    image_BD, text_CD = self._forward(part.inputs, self._text_CD)
+                loss = preference_step(
+                    image_BD, text_CD, part, self._logit_scale, loss=chosen.loss, beta=chosen.beta or 1.0,
+                    kl_weight=chosen.kl_weight, kl_baseline=baseline, **self._loss_settings,
+                )  # fmt: skip
+                total = loss.total + (chosen.orthogonality or 0.0) * self._policy.penalty()
+                # DDP averages over ranks; the factor makes that the mean over the global batch.
+                self._scaler.scale(total * (part.share * self._world)).backward()
+            values += torch.stack([total.detach(), loss.preference, loss.kl]) * part.share
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return sum_over_ranks(values)  # so that all ranks stop at the same step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+
+    @torch.no_grad()
+    def _kl_baseline(self, parts: list[Batch]) -> Tensor:
+        """KTO's KL of the whole batch, which no part of it knows: one more forward pass of clean pictures."""
+        kl = torch.zeros((), device=self._text_CD.device)
+        for part in parts if has_setting(self._settings.loss, "kl_baseline") else ():
+            with self.cast():
+                image_BD, text_CD = self._policy(part.inputs[: len(part.chosen)], self._text_CD)
+            clean_BC = class_logps(image_BD, text_CD, self._logit_scale)
+            kl += kl_reference_to_policy(clean_BC, part.reference_clean_logps) * part.share
+        return sum_over_ranks(kl)
+
+    def _synchronized(self, *, last: bool) -> AbstractContextManager[Any]:
+        """The ranks exchange gradients once a step, with the last micro-batch."""
+        if last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._forward.no_sync()
+        return context
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """``fp32``, ``bf16`` or ``fp16``; ``auto`` is bf16 where the device computes it natively."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_native_bf16(device) else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """The autocast of a resolved precision."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return lambda: torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is done by the hardware rather than emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older releases of torch cannot tell.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _optimizer(policy: Policy, settings: TrialSettings, config: TrainConfig) -> torch.optim.Optimizer:
+    kinds = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+    weights = list(policy.trainable_weights().values())
+    return kinds[config.optimizer](weights, lr=settings.learning_rate, weight_decay=config.weight_decay)

@@ -1,15 +1,21 @@
 """The cut: what is frozen and what is trained add up to the tower, for any model and any cut."""
 
+import copy
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from clippo import demo
 from clippo.errors import ConfigError, ModelError
-from clippo.model import ClipModel, Policy, load_clip
+from clippo.model import ClipModel, TowerPolicy, load_clip, policy_of, towers
+from clippo.model.towers import tower_stages
 
 CUTS = ["image", "last:1", "last:2", "last:3", "last:4"]
 
@@ -17,6 +23,30 @@ CUTS = ["image", "last:1", "last:2", "last:3", "last:4"]
 @pytest.fixture(scope="module")
 def vit() -> ClipModel:
     return load_clip("ViT-B-32-256")
+
+
+TIMM = {"embed_dim": 64, "vision_cfg": {"timm_model_pretrained": False, "image_size": 224}}
+TIMM_TOWERS = {
+    "clippo-test-vit": {
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_pool": "token",
+        "timm_proj": "linear",
+    },
+    "clippo-test-convnext": {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear"},
+    "clippo-test-regnet": {"timm_model_name": "regnety_002", "timm_pool": "avg", "timm_proj": "linear"},
+}
+
+
+@pytest.fixture(scope="module")
+def timm_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ClipModel]:
+    """Small models with the kinds of timm towers that open_clip builds, with random weights."""
+    folder = tmp_path_factory.mktemp("configs")
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+    for name, tower in TIMM_TOWERS.items():
+        config = TIMM | {"vision_cfg": TIMM["vision_cfg"] | tower, "text_cfg": text}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return {name: load_clip(name) for name in TIMM_TOWERS}
 
 
 def pixels_of(clip: ClipModel) -> torch.Tensor:
@@ -31,15 +61,24 @@ def test_the_cut_does_not_change_the_embedding(
 ) -> None:
     clip: ClipModel = request.getfixturevalue(model)
     pixels = pixels_of(clip)
-    policy = Policy(clip, trainable).eval()
+    policy = TowerPolicy(clip, trainable).eval()
     with torch.no_grad():
         whole = clip.model.encode_image(clip.normalized(pixels), normalize=True)
-        torch.testing.assert_close(policy(policy.frozen(pixels)), whole, atol=1e-5, rtol=1e-4)
+        stored = policy.frozen(pixels)
+        assert stored.dtype == (torch.uint8 if trainable == "image" else torch.bfloat16)
+        # One rounding to bfloat16 at the cut.
+        close = {"atol": 1e-5, "rtol": 1e-4} if trainable == "image" else {"atol": 0.01, "rtol": 0}
+        torch.testing.assert_close(policy.embed(stored), whole, **close)
+        # Without it, the stages are the tower.
+        x = clip.normalized(pixels)
+        for stage in tower_stages(clip.model.visual):
+            x = stage.apply(x)
+        torch.testing.assert_close(torch.nn.functional.normalize(x, dim=-1), whole, atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_trained_grows_with_the_cut_and_ends_with_the_whole_tower(clip: ClipModel) -> None:
     trained = [
-        set(Policy(clip, t).trainable_weights()) for t in ("last:1", "last:2", "last:3", "last:4", "image")
+        set(policy_of(clip, t).trainable_weights()) for t in ("last:1", "last:2", "last:3", "last:4", "image")
     ]
     assert all(a < b for a, b in itertools.pairwise(trained))
     assert trained[-1] == {n for n, _ in clip.model.visual.named_parameters()}
@@ -47,8 +86,8 @@ def test_what_is_trained_grows_with_the_cut_and_ends_with_the_whole_tower(clip: 
 
 
 def test_only_what_is_trained_gets_a_gradient(vit: ClipModel) -> None:
-    policy = Policy(vit, "last:2")
-    policy(policy.frozen(pixels_of(vit))).sum().backward()
+    policy = TowerPolicy(vit, "last:2")
+    policy.embed(policy.frozen(pixels_of(vit))).sum().backward()
     with_gradient = {n for n, p in policy.visual.named_parameters() if p.grad is not None}
     assert with_gradient == set(policy.trainable_weights())
     blocks = {n.split(".")[2] for n in with_gradient if n.startswith("transformer.")}
@@ -57,7 +96,7 @@ def test_only_what_is_trained_gets_a_gradient(vit: ClipModel) -> None:
 
 
 def test_a_policy_is_a_copy(clip: ClipModel) -> None:
-    policy = Policy(clip, "image")
+    policy = policy_of(clip, "image")
     policy.load_weights({n: torch.zeros_like(w) for n, w in policy.trainable_weights().items()})
     assert all(p.abs().sum() > 0 for n, p in clip.model.visual.named_parameters() if n == "conv1.weight")
 
@@ -81,4 +120,54 @@ def test_unknown_names_say_what_is_near() -> None:
 @pytest.mark.parametrize("trainable", ["last:0", "last:5", "last:x", "text", "last"])
 def test_a_cut_that_does_not_exist_names_the_bound(clip: ClipModel, trainable: str) -> None:
     with pytest.raises(ConfigError, match="K from 1 to 4"):
-        Policy(clip, trainable)
+        policy_of(clip, trainable)
+
+
+@pytest.mark.parametrize("name", TIMM_TOWERS)
+def test_timm_towers(name: str, timm_models: dict[str, ClipModel]) -> None:
+    clip = timm_models[name]
+    pixels = pixels_of(clip)
+    x = clip.normalized(pixels)
+    with torch.no_grad():
+        whole = clip.model.encode_image(x, normalize=True)
+        for stage in tower_stages(clip.model.visual):
+            x = stage.apply(x)
+        torch.testing.assert_close(torch.nn.functional.normalize(x, dim=-1), whole, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(policy_of(clip, "image").eval().embed(pixels), whole, atol=1e-5, rtol=1e-4)
+    assert set(policy_of(clip, "image").trainable_weights()) == {
+        n for n, _ in clip.model.visual.named_parameters()
+    }
+    if name == "clippo-test-regnet":  # a tower whose inside is not known
+        with pytest.raises(ConfigError, match="it must be image or transform for this model"):
+            policy_of(clip, "last:1")
+        return
+    policy = TowerPolicy(clip, "last:2")
+    policy.embed(policy.frozen(pixels)).sum().backward()
+    assert all(p.grad is not None for p in policy.trainable_weights().values())
+    assert 0 < len(policy.trainable_weights()) < len(list(clip.model.visual.named_parameters()))
+
+
+def test_a_model_from_a_folder(clip: ClipModel, tmp_path: Path) -> None:
+    config = {"model_cfg": demo.MODEL_CONFIG, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    weights = {name: w.contiguous() for name, w in clip.model.state_dict().items()}
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    again = load_clip(f"local-dir:{tmp_path}")
+    pixels = pixels_of(clip)
+    with torch.no_grad():
+        expected = policy_of(clip, "image").eval().embed(pixels)
+        torch.testing.assert_close(policy_of(again, "image").eval().embed(pixels), expected)
+
+
+def test_the_attention_pooling_has_the_gradients_of_open_clips(clip: ClipModel) -> None:
+    x = torch.randn(5, 512, 3, 3, generator=torch.Generator().manual_seed(1))
+    pool = copy.deepcopy(clip.model.visual).requires_grad_(True)
+    (theirs,) = (pool.attnpool(x),)
+    theirs.square().sum().backward()
+    expected = {n: p.grad for n, p in pool.attnpool.named_parameters()}
+    pool.zero_grad()
+    ours = towers._pooled_resnet(pool, x)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    ours.square().sum().backward()
+    for name, parameter in pool.attnpool.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=2e-3, rtol=1e-3)

@@ -14,7 +14,8 @@ from clippo.errors import DataError
 from clippo.model import ClipModel, Policy
 from clippo.prepared import PreparedSet, open_prepared, prepare
 from clippo.tasks import TypographicTask
-from clippo.train.loop import Frozen, Pairs, epoch_batches
+from clippo.train.batches import Pairs, epoch_batches
+from clippo.train.step import Frozen
 
 TINY = DataConfig(train_pictures=12, eval_pictures=4)
 

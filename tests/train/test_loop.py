@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch.multiprocessing
 from clippo.config import TrainConfig
 from clippo.errors import DivergedError
 from clippo.evaluate import Counts, objectives
-from clippo.model import ClipModel, Policy
+from clippo.model import ClipModel, policy_of
 from clippo.prepared import PreparedSet, open_prepared
 from clippo.train import FileCheckpoints, TrialSettings, evaluate_reference, fit
 from clippo.train.checkpoint import POLICY, STATE, load_policy
-from clippo.train.loop import Frozen
+from clippo.train.step import Frozen
 
 SETTINGS = TrialSettings(loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=2e-4, epochs=2, seed=3)
 CONFIG = TrainConfig(batch_size=16, precision="fp32")  # 160 pairs: 10 steps an epoch
@@ -31,17 +31,18 @@ UNEVEN = TrainConfig(
 def run(
     clip: ClipModel, prepared: PreparedSet, frozen: Frozen, folder: Path,
     settings: TrialSettings = SETTINGS, config: TrainConfig = CONFIG, report: Any = None,
+    trainable: str = "last:2", curve_sets: Sequence[str] = (),
 ) -> list[dict[str, Any]]:  # fmt: skip
     torch.set_num_threads(1)
     reports: list[dict[str, Any]] = []
     fit(
-        Policy(clip, "last:2"), prepared, frozen, settings, config,
-        report=report or reports.append, checkpoints=FileCheckpoints(folder),
+        policy_of(clip, trainable), prepared, frozen, settings, config,
+        report=report or reports.append, checkpoints=FileCheckpoints(folder), curve_sets=curve_sets,
     )  # fmt: skip
     return reports
 
 
-def policy_of(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+def tuned_in(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     policy = load_policy(FileCheckpoints(folder))
     assert policy is not None
     return policy
@@ -70,7 +71,7 @@ def test_tuning_makes_robust(
 ) -> None:
     settings = dataclasses.replace(SETTINGS, loss=loss, beta=beta, learning_rate=3e-4, epochs=4)
     reports = run(clip, small_set, frozen, tmp_path, settings)
-    reference = evaluate_reference(Policy(clip, "last:2"), small_set, frozen, CONFIG)
+    reference = evaluate_reference(policy_of(clip, "last:2"), small_set, frozen, CONFIG)
 
     def robustness(counts: list[Counts]) -> float:
         sets = ("attacked/seen", "attacked/held_out")
@@ -88,7 +89,7 @@ def test_a_policy_that_does_not_move_counts_like_the_reference(
 ) -> None:
     still = dataclasses.replace(SETTINGS, learning_rate=0.0, epochs=1)
     reports = run(clip, small_set, frozen, tmp_path, still)
-    reference = evaluate_reference(Policy(clip, "last:2"), small_set, frozen, CONFIG)
+    reference = evaluate_reference(policy_of(clip, "last:2"), small_set, frozen, CONFIG)
     counts = [
         dataclasses.replace(Counts(**e), variant="reference")
         for e in reports[0]["evals"]
@@ -97,6 +98,110 @@ def test_a_policy_that_does_not_move_counts_like_the_reference(
     assert counts == reference
     assert reports[0]["metrics"]["preference_loss"] == pytest.approx(0.693147, abs=1e-4)
     assert reports[0]["metrics"]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def counts_of(reports: list[dict[str, Any]], variant: str) -> dict[str, Counts]:
+    last = [Counts(**e) for e in reports[-1]["evals"]]
+    return {c.eval_set: dataclasses.replace(c, variant="") for c in last if c.variant == variant}
+
+
+def test_the_curve_leads_from_the_reference_to_the_averaged_weights(
+    clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    sets = ("attacked/seen", "clean/held_out")
+    settings = dataclasses.replace(SETTINGS, learning_rate=3e-4, epochs=3)
+    reports = run(clip, small_set, frozen, tmp_path, settings, curve_sets=sets)
+    variants = [e["variant"] for e in reports[-1]["evals"] if e["eval_set"] == "test/attacked/seen"]
+    assert variants == ["averaged", "last", *(f"alpha={a / 10:g}" for a in range(11))]
+    reference = {
+        c.eval_set: dataclasses.replace(c, variant="")
+        for c in evaluate_reference(policy_of(clip, "last:2"), small_set, frozen, CONFIG)
+    }
+    on_curve = {f"{split}/{name}" for split in ("validation", "test") for name in sets}
+    start, end = (counts_of(reports, f"alpha={a}") for a in (0, 1))
+    assert start.keys() == on_curve
+    assert start == {name: reference[name] for name in on_curve}
+    assert end == {name: counts_of(reports, "averaged")[name] for name in on_curve}
+    assert end["test/attacked/seen"].n_fooled < start["test/attacked/seen"].n_fooled
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_micro_batches_give_the_weights_of_whole_batches(
+    loss: str, clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, loss=loss, epochs=1)
+    for size in (0, 5):
+        config = dataclasses.replace(CONFIG, micro_batch=size)
+        run(clip, small_set, frozen, tmp_path / str(size), settings, config)
+    assert_same_change(clip, tuned_in(tmp_path / "0")["last"], tuned_in(tmp_path / "5")["last"])
+
+
+def assert_same_change(
+    clip: ClipModel, one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]
+) -> None:
+    """Sums are taken in another order, and AdamW makes a step of any gradient, be it only rounding noise (as
+    that of the key bias, which no softmax sees); so the whole change is compared: 2 % of its length.
+    """
+    start = policy_of(clip, "last:2").trainable_weights()
+
+    def flat(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([weights[n].detach().flatten() for n in sorted(start)])
+
+    moved = (flat(one) - flat(start)).norm()
+    assert moved > 0
+    assert (flat(one) - flat(two)).norm() <= 0.02 * moved
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_learns_what_full_precision_does(
+    precision: Any, clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    curves = {}
+    for p in ("fp32", precision):
+        config = dataclasses.replace(CONFIG, precision=p)
+        reports = run(clip, small_set, frozen, tmp_path / p, SETTINGS, config)
+        assert {r["precision"] for r in reports} == {p}
+        curves[p] = [r["metrics"]["loss"] for r in reports]
+    assert curves[precision] == pytest.approx(curves["fp32"], rel=0.1)
+
+
+def test_a_transform_learns_and_its_power_turns_the_attack_up_and_down(
+    clip: ClipModel, transform_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    settings = TrialSettings(
+        loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=3e-3, epochs=8, seed=0, orthogonality=0.05
+    )
+    config = dataclasses.replace(CONFIG, batch_size=64)
+    sets = ("attacked/seen", "attacked/held_out", "clean/seen")
+    reports = run(
+        clip, transform_set, frozen, tmp_path, settings, config, trainable="transform", curve_sets=sets
+    )
+    assert reports[-1]["metrics"]["loss"] < reports[0]["metrics"]["loss"]
+    fooled = []
+    for t in CONFIG.powers:
+        counts = counts_of(reports, f"t={t:g}")
+        fooled.append(sum(c.n_fooled for name, c in counts.items() if "attacked" in name))
+    assert fooled == sorted(fooled, reverse=True), "the higher t, the fewer are read as the word"
+    assert fooled[-1] < 0.75 * fooled[CONFIG.powers.index(0)]
+    untouched = counts_of(reports, "t=0")
+    for c in evaluate_reference(policy_of(clip, "transform"), transform_set, frozen, config):
+        if c.eval_set in untouched:
+            assert dataclasses.replace(c, variant="") == untouched[c.eval_set]
+    assert counts_of(reports, "t=1").items() <= counts_of(reports, "averaged").items()
+
+
+def test_compiling_changes_nothing_but_the_speed(
+    clip: ClipModel, transform_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=1, orthogonality=0.05)
+    curves = [
+        run(
+            clip, transform_set, frozen, tmp_path / str(compiled), settings,
+            dataclasses.replace(CONFIG, compile=compiled), trainable="transform",
+        )[0]["metrics"]["loss"]
+        for compiled in (False, True)
+    ]  # fmt: skip
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
 def _killed(clip: ClipModel, small_set_folder: Path, frozen: Frozen, folder: Path) -> None:
@@ -120,7 +225,7 @@ def test_killed_after_an_epoch_and_resumed_equals_uninterrupted(
     resumed = run(clip, small_set, frozen, tmp_path / "killed")
 
     assert [r["evals"] for r in resumed] == [r["evals"] for r in whole]  # the first epoch's report is kept
-    expected, found = policy_of(tmp_path / "whole"), policy_of(tmp_path / "killed")
+    expected, found = tuned_in(tmp_path / "whole"), tuned_in(tmp_path / "killed")
     for variant, weights in expected.items():
         for name, weight in weights.items():
             assert torch.equal(weight, found[variant][name]), (variant, name)
@@ -145,16 +250,7 @@ def test_two_workers_give_the_weights_of_one(
         args=(free_ports(1)[0], clip, small_cache / small_set.digest, frozen, tmp_path / "two"),
         nprocs=2,
     )
-    one, two = policy_of(tmp_path / "one"), policy_of(tmp_path / "two")
-    start = Policy(clip, "last:2").trainable_weights()
-
-    def flat(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return torch.cat([weights[n].detach().flatten() for n in sorted(start)])
-
-    # Sums are taken in another order, and AdamW makes a step of any gradient, be it only rounding noise (as
-    # that of the key bias, which no softmax sees); so the whole change is compared: 2 % of its length.
-    moved = (flat(one["last"]) - flat(start)).norm()
-    assert (flat(one["last"]) - flat(two["last"])).norm() <= 0.02 * moved
+    assert_same_change(clip, tuned_in(tmp_path / "one")["last"], tuned_in(tmp_path / "two")["last"])
 
 
 def test_a_diverging_run_says_at_which_step(

@@ -1,0 +1,73 @@
+"""Measures a policy on evaluation sets: counts, never shares.
+
+B batch, C classes, D embedding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from clippo.config import TrainConfig
+from clippo.evaluate import Counts
+from clippo.evaluate.counts import between, count_predictions, rank_and_world, sum_over_ranks
+from clippo.model import Policy, Weights
+from clippo.prepared import EvalData, PreparedSet
+from clippo.train.step import Frozen, autocast, class_logps, resolved_precision
+
+EVAL_BATCH = 128
+
+
+@torch.no_grad()
+def evaluate_policy(
+    policy: Policy, sets: Sequence[EvalData], frozen: Frozen, variants: Mapping[str, Weights],
+    cast: Callable[[], AbstractContextManager[Any]], device: torch.device,
+) -> list[Counts]:  # fmt: skip
+    """Counts of every variant of the weights on every set; the ranks share the work and all get the sums.
+
+    The policy holds the weights of the last variant afterwards.
+    """
+    rank, world = rank_and_world()
+    totals = torch.zeros(len(sets), len(variants), 3, dtype=torch.int64, device=device)
+    for v, weights in enumerate(variants.values()):
+        policy.load_weights(weights)
+        policy_text_CD = policy.text(frozen.text_CD.to(device))
+        for i, data in enumerate(sets):
+            text_CD = policy_text_CD[list(data.candidates)]
+            columns = torch.full((len(frozen.text_CD) + 1,), -2)
+            columns[list(data.candidates)] = torch.arange(len(data.candidates))
+            mine = range(rank, len(data.rows), world)
+            for start in range(0, len(mine), EVAL_BATCH):
+                chosen = mine[start : start + EVAL_BATCH]
+                with cast():
+                    image_BD = policy.embed(data.rows.inputs(chosen).to(device))
+                logps_BC = class_logps(image_BD, text_CD, frozen.logit_scale)
+                labels = columns[data.rows.labels[list(chosen)]].to(device)
+                attacks = columns[data.rows.attack_labels[list(chosen)]].to(device)
+                if getattr(data, "pairwise", False):
+                    logps_BC = between(logps_BC, labels, attacks)
+                totals[i, v] += count_predictions(logps_BC, labels, attacks)
+    sums = sum_over_ranks(totals)
+    return [
+        Counts(eval_set=data.name, variant=name, n_correct=correct, n_total=total, n_fooled=fooled)
+        for v, name in enumerate(variants)
+        for data, (correct, total, fooled) in zip(sets, sums[:, v].tolist(), strict=True)
+    ]
+
+
+def evaluate_reference(
+    policy: Policy,
+    prepared: PreparedSet,
+    frozen: Frozen,
+    config: TrainConfig,
+    device: torch.device | None = None,
+) -> list[Counts]:
+    """Counts of the untouched model on all sets, through the same computation as any policy's."""
+    device = device or torch.device("cpu")
+    policy.to(device).eval()
+    cast = autocast(resolved_precision(config.precision, device), device)
+    untouched = {"reference": policy.trainable_weights()}
+    return evaluate_policy(policy, prepared.evaluation, frozen, untouched, cast, device)
