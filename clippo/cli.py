@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -11,32 +12,55 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from clippo.config import SweepConfig
+from clippo.config import DataConfig, SweepConfig
 from clippo.errors import ClippoError, ConfigError, StoreError
-from clippo.front.points import REFERENCE, Front, Point, describe, front_of
+from clippo.evaluate import Counts
+from clippo.front import wilson_interval
+from clippo.front.points import CONFIDENCE, REFERENCE, Front, Point, describe, front_of
 from clippo.results import ResultStore
 
 Parsed = TypeVar("Parsed")
 
+PROGRESS_COLUMNS = (
+    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+)  # fmt: skip
 
-def sweep_main(default: SweepConfig, description: str | None) -> None:
-    """Runs a sweep from its flags and ends the process: 0, 1 (failed), 2 (to mend) or 130 (interrupted)."""
+
+Presets = Mapping[str, Callable[[], SweepConfig]]
+
+
+def sweep_main(presets: Presets, description: str | None) -> None:
+    """Runs a sweep from its flags and ends the process: 0, 1 (failed), 2 (to mend) or 130 (interrupted).
+
+    Args:
+        presets: configurations that ``--preset NAME`` starts from; without it the first.
+    """
 
     def run() -> int:
-        config = _parsed(lambda: tyro.cli(SweepConfig, default=default, description=description))
+        config = _sweep_config(presets, description)
         _quiet(config.verbose)
-        from clippo.sweep import named, run_sweep  # Ray and torch take seconds to import; --help goes without
+        from clippo.sweep import (
+            named,
+            print_plan,
+            run_sweep,
+        )  # they take seconds to import; --help needs none
 
         config, console = named(config), Console()
+        if config.dry_run:
+            print_plan(config, console)
+            return 0
         try:
             front = run_sweep(config, console)
         except KeyboardInterrupt:
@@ -57,6 +81,37 @@ def sweep_main(default: SweepConfig, description: str | None) -> None:
     sys.exit(_guarded(run))
 
 
+def _sweep_config(presets: Presets, description: str | None) -> SweepConfig:
+    """What the flags say, on top of a preset."""
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--preset", default=next(iter(presets)))
+    flags, others = chosen.parse_known_args()
+    if flags.preset not in presets:
+        raise ConfigError(f"--preset is {flags.preset!r}; it must be one of: {', '.join(presets)}")
+    default = presets[flags.preset]()
+    arguments = [_full_flag(argument, _short_flags(default)) for argument in others]
+    return _parsed(lambda: tyro.cli(SweepConfig, default=default, description=description, args=arguments))
+
+
+def _short_flags(config: SweepConfig) -> dict[str, str]:
+    """``precision`` for ``train.precision``: nested fields whose own name is enough."""
+    groups = {f.name: getattr(config, f.name) for f in fields(config)}
+    nested = [(group, f.name) for group, c in groups.items() if is_dataclass(c) for f in fields(c)]
+    names = Counter(name for _, name in nested)
+    return {
+        prefix + name.replace("_", "-"): f"{group}.{prefix}{name.replace('_', '-')}"
+        for group, name in nested
+        if names[name] == 1 and name not in groups
+        for prefix in ("", "no-")
+    }
+
+
+def _full_flag(argument: str, short: Mapping[str, str]) -> str:
+    name, equals, value = argument.removeprefix("--").partition("=")
+    full = short.get(name.replace("_", "-")) if argument.startswith("--") else None
+    return f"--{full}{equals}{value}" if full else argument
+
+
 @dataclass(frozen=True)
 class FrontCommand:
     """Print the front of what is in a store, also while the sweep still runs."""
@@ -72,14 +127,7 @@ class FrontCommand:
 
     def run(self) -> int:
         store = ResultStore(self.store)
-        names = store.sweeps()
-        if not self.sweep and len(names) != 1:
-            raise ConfigError(
-                f"{self.store} holds {len(names)} sweeps; name one with --sweep: {', '.join(names)}"
-                if names
-                else f"{self.store} holds no sweep; give the --results of one"
-            )
-        front = front_of(store, self.sweep or names[0])
+        front = front_of(store, _only_sweep(store, self.sweep))
         if self.json:
             print(json.dumps(front.to_json(), indent=1))
         else:
@@ -91,9 +139,143 @@ class FrontCommand:
         return 0
 
 
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Measure any open_clip model: clean and attacked accuracy and attack success, with intervals."""
+
+    model: str = "clippo-demo"
+    """open_clip model name."""
+    pretrained: str | None = None
+    """Pretrained tag or checkpoint file, such as one that clippo export wrote."""
+    data: str = "demo"
+    """rta-100:PATH, paint:PATH, disentangling:PATH, scam:PATH, or any source: demo, folder:PATH, table:PATH,
+    webdataset:PATH, torchvision:NAME:PATH."""
+    prompt: str = "a photo of a {}"
+    """As model.prompt of a sweep; a torchvision set that has a customary prompt takes that."""
+    pictures: int = 2000
+    """Pictures of a source at most; published sets are taken whole [count]."""
+    font_size: tuple[float, float] = DataConfig().font_size
+    """Font size of the words drawn on a source's pictures [share of the picture's shorter side]."""
+    seed: int = 0
+    """Seed of the words drawn."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> int:
+        _quiet(verbose=False)
+        import torch  # it takes seconds
+
+        from clippo.evaluation import evaluate_model
+        from clippo.model import load_clip
+
+        clip = load_clip(self.model, self.pretrained)
+        clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        console = Console(stderr=True)
+        with Progress(*PROGRESS_COLUMNS, console=console, transient=True) as progress:
+            shown = progress.add_task("measuring", total=None)
+            counts, left_out = evaluate_model(
+                clip, self.data, prompt=self.prompt, pictures=self.pictures, font_size=self.font_size,
+                seed=self.seed, on_progress=lambda done, n: progress.update(shown, completed=done, total=n),
+            )  # fmt: skip
+        if self.json:
+            print(json.dumps({"sets": [_measured(c) for c in counts], "left_out": left_out}, indent=1))
+            return 0
+        table = Table(title=f"{self.model} on {self.data}", title_justify="left", box=box.SIMPLE_HEAD)
+        for name in ("set", "pictures", "accuracy", "read as the word"):
+            table.add_column(name, justify="left" if name == "set" else "right")
+        for row in map(_measured, counts):
+            shares = [
+                f"{row[name]:.3f} ({_interval(row[f'{name}_interval'])})" if name in row else ""
+                for name in ("accuracy", "attack_success_rate")
+            ]
+            table.add_row(row["set"], str(row["n_total"]), *shares)
+        Console().print(table)
+        print("in brackets: 90 % intervals (Wilson) from the counts")
+        if left_out:
+            print(f"{len(left_out)} pictures could not be read, the first: {left_out[0]}", file=sys.stderr)
+        return 0
+
+
+def _measured(counts: Counts) -> dict[str, Any]:
+    """The counts of one set with their shares and 90 % intervals."""
+    row: dict[str, Any] = {
+        "set": counts.eval_set.removeprefix("test/"),
+        "n_correct": counts.n_correct,
+        "n_total": counts.n_total,
+        "n_fooled": counts.n_fooled,
+        "accuracy": counts.accuracy,
+        "accuracy_interval": _wilson(counts.n_correct, counts.n_total),
+    }
+    if "attacked" in counts.eval_set:
+        row["attack_success_rate"] = counts.n_fooled / counts.n_total
+        row["attack_success_rate_interval"] = _wilson(counts.n_fooled, counts.n_total)
+    return row
+
+
+def _wilson(count: int, total: int) -> tuple[float, float]:
+    low, high = wilson_interval(count, total, CONFIDENCE)
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a trial as a checkpoint that open_clip.create_model loads, and a model card."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """A folder or s3://bucket/prefix."""
+    trial: str
+    """Id of the trial, from the front."""
+    out: Path
+    """The file to write, ending in .safetensors; the card goes beside it."""
+    sweep: str = ""
+    """Name of the sweep; needed when the store holds more than one."""
+    variant: str = "averaged"
+    """averaged or last."""
+    alpha: float | None = None
+    """A point of the trial's curve: 0 is the untouched model, 1 the trial."""
+    t: float | None = None
+    """The same for a trained transform: the power of its singular values."""
+
+    def run(self) -> int:
+        _quiet(verbose=False)
+        from clippo.export import export, usage  # torch takes seconds
+
+        store = ResultStore(self.store)
+        sweep = _only_sweep(store, self.sweep)
+        written = export(
+            store, sweep, self.trial, self.out, variant=self.variant, alpha=self.alpha, power=self.t
+        )
+        print(f"wrote {written.weights} and {written.card}\n\n{usage(written)}")
+        return 0
+
+
+def _only_sweep(store: ResultStore, name: str) -> str:
+    """The named sweep, or the one that there is."""
+    names = store.sweeps()
+    if not name and len(names) != 1:
+        raise ConfigError(
+            f"{store.uri} holds {len(names)} sweeps; name one with --sweep: {', '.join(names)}"
+            if names
+            else f"{store.uri} holds no sweep; give the --results of one"
+        )
+    return name or names[0]
+
+
+class Command(Protocol):
+    """A subcommand: its fields are its flags."""
+
+    def run(self) -> int:
+        """Does it; the exit status."""
+        ...
+
+
 def main() -> None:
     """The ``clippo`` program."""
-    commands: dict[str, Callable[..., FrontCommand]] = {"front": FrontCommand}
+    commands: dict[str, Callable[..., Command]] = {
+        "front": FrontCommand,
+        "export": ExportCommand,
+        "evaluate": EvaluateCommand,
+    }
     sys.exit(_guarded(lambda: _parsed(lambda: tyro.extras.subcommand_cli_from_dict(commands)).run()))
 
 

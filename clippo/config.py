@@ -188,6 +188,8 @@ class SweepConfig:
     """Worker processes of each trial; 0 runs a trial in its own process [count]."""
     gpus_per_worker: float = 0.0
     """GPUs of each worker process, or of the trial itself when workers is 0."""
+    dry_run: bool = False
+    """Print the configuration, the search space, the resources and what is missing, and run nothing."""
     verbose: bool = False
     """Show the logs of Ray and of the trials instead of the progress view."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -129,6 +130,32 @@ def s3_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
     return s3_server
+
+
+ROOT = Path(__file__).parents[1]
+SMALL_SWEEP = ["--data.train-pictures", "160", "--data.eval-pictures", "24"]
+SMALL_SWEEP += ["--search.epochs", "1", "1", "--search.trials", "4"]
+
+
+def clippo(*args: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    """The ``clippo`` program as a process of its own."""
+    command = [sys.executable, "-m", "clippo", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def sweep(*flags: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    """A small sweep as a process of its own; later flags win."""
+    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL_SWEEP, *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished sweep of four trials: its results and what it printed."""
+    results = tmp_path_factory.mktemp("sweep") / "results"
+    done = sweep("--results", str(results), "--name", "four")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return results, done.stdout + done.stderr
 
 
 @pytest.fixture(params=["local", "s3"])

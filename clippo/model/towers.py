@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import open_clip
@@ -45,11 +46,14 @@ class ClipModel:
     """A pretrained model, frozen; the reference of a sweep.
 
     Attributes:
+        open_clip_name: the name under which open_clip makes this very architecture; some published weights
+            want the one with another activation.
         image_size: (H, W) of the pixels that the image tower takes.
         logit_scale: the model's exp(logit_scale).
     """
 
     name: str
+    open_clip_name: str
     model: nn.Module
     tokenizer: Callable[[list[str]], Tensor]
     image_size: tuple[int, int]
@@ -178,27 +182,22 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
     Raises:
         ModelError: an unknown model or tag (near matches are named), or weights that do not load.
     """
-    demo.register()
+    check_name(name, pretrained)
     if name == demo.MODEL_NAME and pretrained is None:
         pretrained = str(demo.WEIGHTS)
-    if ":" not in name and name not in open_clip.list_models():
-        near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
-        raise ModelError(f"open_clip has no model {name!r}; near matches: {', '.join(near) or 'none'}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Some published weights want another activation than the architecture's name says.
             published = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+            quick_gelu = bool(published.get("quick_gelu", False))
             model = open_clip.create_model(
-                name, pretrained=pretrained, precision="fp32", weights_only=True,
-                force_quick_gelu=bool(published.get("quick_gelu", False)),
-            )  # fmt: skip
+                name, pretrained=pretrained, precision="fp32", weights_only=True, force_quick_gelu=quick_gelu
+            )
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises whatever its loaders raise
-        tags = open_clip.list_pretrained_tags_by_model(name) if ":" not in name else []
-        known = f"; tags of {name}: {', '.join(tags)}" if tags else ""
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"cannot load {name!r} with pretrained={pretrained!r}: {first}{known}") from error
+        raise ModelError(f"cannot load {name!r} with pretrained={pretrained!r}: {first}") from error
     model.eval().requires_grad_(False)
     model.visual.to(memory_format=torch.channels_last)
     preprocess: dict[str, Any] = open_clip.get_model_preprocess_cfg(model)
@@ -206,8 +205,10 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
     transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
     # The last two steps are ToTensor and Normalize; an attack is drawn on the pixels before them.
     pixels = Compose(transform.transforms[:-2])
+    other = f"{name}-quickgelu"
     return ClipModel(
         name=name,
+        open_clip_name=other if quick_gelu and other in open_clip.list_models() else name,
         model=model,
         tokenizer=tokenizer,
         image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
@@ -216,6 +217,24 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
         _mean=torch.tensor(preprocess["mean"]).view(3, 1, 1) * 255,
         _std=torch.tensor(preprocess["std"]).view(3, 1, 1) * 255,
     )
+
+
+def check_name(name: str, pretrained: str | None = None) -> None:
+    """Whether open_clip knows the model and the tag; nothing is loaded.
+
+    Raises:
+        ModelError: an unknown model or tag; near matches are named.
+    """
+    demo.register()
+    if ":" in name:
+        return
+    known = open_clip.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
+        raise ModelError(f"open_clip has no model {name!r}; near matches: {', '.join(near) or 'none'}")
+    if pretrained and not Path(pretrained).exists() and not open_clip.get_pretrained_cfg(name, pretrained):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ModelError(f"{pretrained!r} is no file and no pretrained tag of {name}; its tags: {tags}")
 
 
 @dataclass(frozen=True)

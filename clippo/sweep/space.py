@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +10,14 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from clippo.config import SearchConfig
+from clippo.errors import ConfigError
 from clippo.losses import resolve_loss
 
 LOSSES_WITH_BETA = ("dpo", "ipo", "kto")
+SHARED = ("kl_weight", "learning_rate", "epochs", "orthogonality")
 
 
-def distributions(search: SearchConfig, loss: str) -> dict[str, BaseDistribution]:
+def distributions(search: SearchConfig, loss: str, trainable: str) -> dict[str, BaseDistribution]:
     """The parameters of a trial with this loss. Each loss has its own beta, since their scales differ."""
     resolve_loss(loss)
     space: dict[str, BaseDistribution] = {
@@ -26,14 +29,16 @@ def distributions(search: SearchConfig, loss: str) -> dict[str, BaseDistribution
     if loss in LOSSES_WITH_BETA:
         low, high = getattr(search, f"beta_{loss}")
         space[f"beta_{loss}"] = FloatDistribution(low, high, log=True)
+    if trainable == "transform":
+        space["orthogonality"] = FloatDistribution(*search.orthogonality, log=True)
     return space
 
 
-def draw(trial: optuna.Trial, search: SearchConfig) -> dict[str, Any]:
+def draw(trial: optuna.Trial, search: SearchConfig, trainable: str) -> dict[str, Any]:
     """Draws the settings of one trial; ``beta`` is None for a loss that has none."""
     loss = trial.suggest_categorical("loss", search.losses)
     values: dict[str, Any] = {"loss": loss}
-    for name, d in distributions(search, loss).items():
+    for name, d in distributions(search, loss, trainable).items():
         if isinstance(d, FloatDistribution):
             values[name] = trial.suggest_float(name, d.low, d.high, log=d.log)
         elif isinstance(d, IntDistribution):
@@ -50,13 +55,36 @@ def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "loss": params["loss"],
         "beta": params.get(f"beta_{params['loss']}"),
-        **{name: params[name] for name in ("kl_weight", "learning_rate", "epochs")},
+        **{name: params[name] for name in SHARED if name in params},
     }
 
 
 def params_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as Optuna's parameters; the inverse of ``settings_of``."""
-    params = {name: settings[name] for name in ("loss", "kl_weight", "learning_rate", "epochs")}
+    params = {name: settings[name] for name in ("loss", *SHARED) if settings.get(name) is not None}
     if settings["beta"] is not None:
         params[f"beta_{settings['loss']}"] = settings["beta"]
     return params
+
+
+def baseline(name: str, search: SearchConfig, trainable: str) -> dict[str, Any]:
+    """Settings of a trial to compare with, in the middle of the ranges where it has a choice.
+
+    ``cross_entropy`` is plain fine-tuning on the attacked pictures; weights interpolated between the
+    untouched model and it are PAINT (Ilharco et al., arXiv 2208.05592).
+
+    Raises:
+        ConfigError: no such baseline.
+    """
+    if name != "cross_entropy":
+        raise ConfigError(f"search.baselines has {name!r}; there is only cross_entropy")
+    settings = {
+        "loss": "cross_entropy",
+        "beta": None,
+        "kl_weight": 0.0,
+        "learning_rate": math.sqrt(math.prod(search.learning_rate)),
+        "epochs": search.epochs[1],
+    }
+    if trainable == "transform":
+        settings["orthogonality"] = math.sqrt(math.prod(search.orthogonality))
+    return settings

@@ -52,6 +52,7 @@ def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore
         settings=TrialSettings(**config["settings"]),
         cache=cache,
         checkpoints=StoreCheckpoints(store, checkpoint_folder(sweep.name, trial_id)),
+        curve_sets=(*sweep.robustness_sets, *sweep.retention_sets),
     )
     try:
         run_trial(
@@ -73,7 +74,8 @@ def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
     for cause in chain:
         if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(cause).lower():
             return (
-                f"out of memory with train.batch_size={sweep.train.batch_size}; lower it or use more workers"
+                f"out of memory with train.batch_size={sweep.train.batch_size}; "
+                "set train.micro_batch, or use more workers"
             )
         if isinstance(cause, ClippoError) and not isinstance(cause, StoreError):
             return str(cause)

@@ -31,6 +31,7 @@ from clippo.results import ResultStore
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import SELECTED, FinishedTrial, TrialRows, finished_trials
 from clippo.sweep.search import Score, Search
+from clippo.sweep.space import baseline
 from clippo.sweep.trial import tune_trial
 from clippo.tasks import TASKS
 from clippo.train.loop import FAILURE
@@ -44,6 +45,7 @@ FREE_FIELDS = {
     "name",
     "results",
     "verbose",
+    "dry_run",
     "workers",
     "gpus_per_worker",
     "search.trials",
@@ -65,6 +67,8 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
     for loss in config.search.losses:
         resolve_loss(loss)
+    for name in config.search.baselines:
+        baseline(name, config.search, config.model.trainable)
     store = ResultStore(config.results)
     store.check()
     resumed = _is_resumed(store, config)
@@ -73,7 +77,8 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
     console.print(
         f"sweep [bold]{config.name}[/] {state}, results in {store.uri}", highlight=False, soft_wrap=True
     )
-    if len(finished.keys() - {REFERENCE}) < config.search.trials or REFERENCE not in finished:
+    numbered = sum(i.isdigit() for i in finished)
+    if numbered < config.search.trials or not {REFERENCE, *config.search.baselines} <= finished.keys():
         with _ray(config):
             check_resources(config)
             _run(config, store, console, finished, resumed)
@@ -142,12 +147,14 @@ def _run(
     search = Search(
         config.search,
         score,
-        finished=[{"settings": t.settings, "values": scored[i]} for i, t in finished.items()],
+        trainable=config.model.trainable,
+        finished=[{"settings": t.settings, "values": scored[i]} for i, t in finished.items() if i.isdigit()],
         unfinished=[s for i, s in started.items() if i not in finished],
-        next_number=max((int(i) for i in started), default=-1) + 1,
+        baselines=[name for name in config.search.baselines if name not in started],
+        next_number=max((int(i) for i in started if i.isdigit()), default=-1) + 1,
         on_start=partial(store.write_started, config.name),
     )
-    view = ProgressView(console, config.search.trials, untouched)
+    view = ProgressView(console, config.search.trials + len(config.search.baselines), untouched)
     view.resumed([v for v in scored.values() if v], failed=sum(v is None for v in scored.values()))
     with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state, view:
         trainable = tune.with_parameters(tune_trial, sweep=config, store=store, cache=cache)

@@ -8,22 +8,30 @@ lettering: ``validation`` steers the search, ``test`` is only reported. The eval
     nonsense/*   the same pictures with a word of that shape that means nothing: what covering costs (test)
     reading/*    a class name on a picture of nothing: can it still read?
 
-each for the seen classes and for the held-out ones, told apart among the classes of the same group.
+each for the seen classes and for the held-out ones, told apart among the classes of the same group. Other
+test sets (``data.test_sets``) have classes of their own and are only reported: published photos of words on
+objects as they are, pictures of another source as test/clean/NAME and test/attacked/NAME.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
 
-from clippo.config import DataConfig
+from clippo.config import DataConfig, digest
 from clippo.data.attack import FONTS, WordStyle, draw_word
 from clippo.data.datasets import ImageSource, LabelledImage, open_source
 from clippo.data.pairs import PreferencePair, attacked_pairs, other_label, picture_rng
+from clippo.data.prompts import templates_of
+from clippo.data.typographic_sets import TYPOGRAPHIC_SETS, AttackedImage, TypographicSet, open_typographic_set
+from clippo.errors import ConfigError
 
 Resize = Callable[[Image.Image], Image.Image]
 """Resizes and crops a picture to what the model takes; an attack is drawn on the result."""
@@ -44,12 +52,14 @@ class Part:
     Attributes:
         candidates: the classes that the model tells apart in these sets.
         sets: names of the sets.
+        pairwise: a picture is judged between its own label and its own attack label alone.
     """
 
     name: str
-    pictures: Sequence[LabelledImage]
+    pictures: Sequence[LabelledImage | AttackedImage]
     candidates: tuple[int, ...]
     sets: tuple[str, ...]
+    pairwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,28 +72,68 @@ class Row:
     attack_label: int
 
 
+@dataclass(frozen=True)
+class TestSet:
+    """A test set with classes of its own.
+
+    Attributes:
+        pictures: photos with a word on them, or pictures that a word is drawn on.
+        first: index of its first class among the classes of the task.
+    """
+
+    name: str
+    pictures: TypographicSet | ImageSource
+    first: int
+    prompt: str
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        return tuple(range(self.first, self.first + len(self.pictures.classes)))
+
+
 class TypographicTask:
     """Pairs and evaluation sets of one data configuration."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.source: ImageSource = open_source(config.source, config.split_seed)
+        self.source: ImageSource = open_source(config.source, config.split_seed)  # class_names
+        self.test_sets: dict[str, TestSet] = {}
+        first = len(self.source.classes)
+        for spec in config.test_sets:
+            name, pictures, prompt = open_test_set(spec, config.split_seed)
+            if name in (*self.test_sets, "seen", "held_out"):
+                raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={spec} for one")
+            self.test_sets[name] = TestSet(name, pictures, first, prompt)
+            first += len(pictures.classes)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The source's classes, then those of each test set."""
+        others = [c for test in self.test_sets.values() for c in test.pictures.classes]
+        return (*self.source.classes, *others)
+
+    @cached_property
+    def templates(self) -> tuple[str, ...]:
+        """The prompt of each class; empty: the model's."""
+        own = [""] * len(self.source.classes)
+        return (*own, *(t.prompt for t in self.test_sets.values() for _ in t.candidates))
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
+    def fingerprint(self) -> str:
+        """Changes when the pictures change."""
+        return digest(self.source.fingerprint, [t.pictures.fingerprint for t in self.test_sets.values()])
 
     @cached_property
     def seen(self) -> tuple[int, ...]:
         """The classes that tuning sees, sorted."""
-        order = np.random.default_rng(self.config.split_seed).permutation(len(self.classes))
+        order = np.random.default_rng(self.config.split_seed).permutation(len(self.source.classes))
         n_seen = min(len(order) - 2, max(2, round(self.config.seen_share * len(order))))
         return tuple(sorted(int(c) for c in order[:n_seen]))
 
     @cached_property
     def held_out(self) -> tuple[int, ...]:
         """The classes that tuning never sees, sorted."""
-        return tuple(sorted(set(range(len(self.classes))) - set(self.seen)))
+        return tuple(sorted(set(range(len(self.source.classes))) - set(self.seen)))
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -95,12 +145,30 @@ class TypographicTask:
                 pictures = self.source.pictures(split, labels, self.config.eval_pictures)
                 names = tuple(f"{split}/{kind}/{group}" for kind in KINDS[split])
                 parts.append(Part(f"{split}/{group}", pictures, labels, names))
+        parts += [self._test_part(test) for test in self.test_sets.values()]
         return {part.name: part for part in parts}
+
+    def _test_part(self, test: TestSet) -> Part:
+        names = {kind: f"test/{kind}/{test.name}" for kind in ("clean", "attacked")}
+        if isinstance(test.pictures, TypographicSet):
+            twins = test.pictures.clean
+            sets = tuple(names.values()) if twins else (names["attacked"],)
+            pictures = (*twins, *test.pictures.attacked)
+            return Part(f"test/{test.name}", pictures, test.candidates, sets, test.pictures.pairwise)
+        split = "test" if test.pictures.has_splits else "all"
+        labels = range(len(test.pictures.classes))
+        found = test.pictures.pictures(split, labels, self.config.eval_pictures)
+        return Part(f"test/{test.name}", found, test.candidates, tuple(names.values()))
 
     def rows(self, part: Part, index: int, resize: Resize) -> Iterator[Row]:
         """The rows that one picture of a part gives."""
         picture = part.pictures[index]
-        clean = resize(picture.load())
+        clean = self._resized(picture.load(), resize)
+        _, _, group = part.name.partition("/")
+        if group in self.test_sets:
+            yield from self._test_rows(self.test_sets[group], part, index, clean)
+            return
+        assert isinstance(picture, LabelledImage)
         if part.name == "train":
             yield Row("train/clean", clean, picture.label, -1)
             for pair in self.pairs(clean, picture):
@@ -113,14 +181,39 @@ class TypographicTask:
         name = self.classes[word]
         yield Row(f"{split}/clean/{group}", clean, picture.label, -1)
         yield Row(f"{split}/attacked/{group}", draw_word(clean, name, rng, style=style), picture.label, word)
-        nothing = resize(self.source.background(split, group, index).load())
+        nothing = self._resized(self.source.background(split, group, index).load(), resize)
         yield Row(f"{split}/reading/{group}", draw_word(nothing, name, rng, style=style), word, -1)
         if "nonsense" in KINDS[split]:
             nonsense = draw_word(clean, nonsense_like(name, self.classes, rng), rng, style=style)
             yield Row(f"{split}/nonsense/{group}", nonsense, picture.label, -1)
 
+    def _test_rows(self, test: TestSet, part: Part, index: int, clean: Image.Image) -> Iterator[Row]:
+        picture, first = part.pictures[index], test.first
+        if isinstance(picture, AttackedImage):  # the word is there already, or was taken away
+            assert isinstance(test.pictures, TypographicSet)
+            kind = "clean" if index < len(test.pictures.clean) else "attacked"
+            yield Row(f"test/{kind}/{test.name}", clean, first + picture.label, first + picture.attack_label)
+            return
+        rng = picture_rng(self.config.split_seed, picture.key)
+        label = first + picture.label
+        word = other_label(label, test.candidates, rng)
+        yield Row(f"test/clean/{test.name}", clean, label, -1)
+        attacked = draw_word(clean, self.classes[word], rng, style=self._style("test"))
+        yield Row(f"test/attacked/{test.name}", attacked, label, word)
+
+    def _resized(self, image: Image.Image, resize: Resize) -> Image.Image:
+        """A picture at the size that a word is drawn on."""
+        side = self.config.picture_size
+        if not side:
+            return resize(image)
+        scale = side / min(image.size)
+        size = tuple(max(side, round(length * scale)) for length in image.size)
+        resized = image.convert("RGB").resize((size[0], size[1]), Image.Resampling.BICUBIC)
+        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        return resized.crop((left, top, left + side, top + side))
+
     def pairs(self, clean: Image.Image, picture: LabelledImage) -> Iterator[PreferencePair]:
-        """The preference pairs of one train picture, given as the model takes it."""
+        """The preference pairs of one train picture, given as it is drawn on."""
         return attacked_pairs(
             clean, picture, self.classes, self.seen,
             copies=self.config.attacked_copies, style=self._style("train"), seed=self.config.split_seed,
@@ -129,6 +222,28 @@ class TypographicTask:
     def _style(self, split: str) -> WordStyle:
         fonts: tuple[str, ...] = getattr(self.config, f"{split}_fonts") or FONTS[split]
         return WordStyle(fonts=fonts, font_size=self.config.font_size)
+
+
+def open_test_set(spec: str, seed: int) -> tuple[str, TypographicSet | ImageSource, str]:
+    """Name, pictures and prompt of ``[NAME=]KIND:PATH``; without NAME the set is named after what it is.
+
+    Raises:
+        ConfigError: an unknown kind, or a name that is none.
+    """
+    given, equals, rest = spec.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+", given):  # an equals sign may be part of a path
+        given, rest = "", spec
+    kind, _, argument = rest.partition(":")
+    if kind in TYPOGRAPHIC_SETS:
+        return given or kind, open_typographic_set(rest), ""
+    pictures = open_source(rest, seed)
+    dataset = argument.partition(":")[0]
+    name = given or (dataset if kind == "torchvision" else PurePosixPath(argument).name or kind)
+    name = re.sub(r"[^\w-]+", "-", name)
+    with contextlib.suppress(ConfigError):  # most data sets have no prompt of their own
+        if kind == "torchvision" and templates_of(dataset):
+            return name, pictures, dataset
+    return name, pictures, ""
 
 
 def nonsense_like(word: str, classes: Sequence[str], rng: np.random.Generator) -> str:

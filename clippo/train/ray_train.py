@@ -42,6 +42,7 @@ class Job:
     settings: TrialSettings
     cache: Path
     checkpoints: Checkpoints
+    curve_sets: tuple[str, ...]
 
 
 def run_trial(
@@ -85,7 +86,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     try:
         fit(
             policy_of(clip, job.model.trainable), prepared, frozen, job.settings, job.train,
-            report=report, checkpoints=job.checkpoints, device=device,
+            report=report, checkpoints=job.checkpoints, curve_sets=job.curve_sets, device=device,
         )  # fmt: skip
     except TrialError as error:  # would come again on every retry; all ranks are here
         report({FAILURE: str(error)})

@@ -19,38 +19,17 @@ from PIL import Image
 
 from clippo.results import ResultStore
 from clippo.train.checkpoint import POLICY, STATE
-from tests.conftest import S3Server
+from tests.conftest import SMALL_SWEEP as SMALL
+from tests.conftest import S3Server, clippo, sweep
 
 pytestmark = pytest.mark.timeout(900)  # each test starts Ray once or twice
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--data.train-pictures", "160", "--data.eval-pictures", "24"]
-SMALL += ["--search.epochs", "1", "1", "--search.trials", "4"]
-
-
-def clippo(*args: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "clippo", *args], capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-def sweep(*flags: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished sweep of four trials: its results and what it printed."""
-    results = tmp_path_factory.mktemp("sweep") / "results"
-    done = sweep("--results", str(results), "--name", "four")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return results, done.stdout + done.stderr
 
 
 def test_it_prints_progress_the_front_and_where_things_are(finished: tuple[Path, str]) -> None:
     results, printed = finished
-    assert "   4/4  " in printed
+    assert "   5/5  " in printed
     assert "Pareto front of four" in printed
     assert "untouched" in printed
     assert f"clippo front {results} --sweep four" in printed
@@ -61,8 +40,9 @@ def test_it_prints_progress_the_front_and_where_things_are(finished: tuple[Path,
 def test_every_trial_has_its_rows(finished: tuple[Path, str]) -> None:
     store = ResultStore(str(finished[0]))
     trials = store.trials("four").to_pylist()
-    assert sorted(t["trial_id"] for t in trials) == ["00000", "00001", "00002", "00003", "reference"]
-    tuned = [t for t in trials if t["trial_id"] != "reference"]
+    numbered = ["00000", "00001", "00002", "00003"]
+    assert sorted(t["trial_id"] for t in trials) == [*numbered, "cross_entropy", "reference"]
+    tuned = [t for t in trials if t["trial_id"] in numbered]
     assert {t["status"] for t in trials} == {"completed"}
     for t in tuned:
         assert t["loss"] in ("dpo", "ipo", "kto")

@@ -1,0 +1,101 @@
+"""What a sweep would do, without doing it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from rich.console import Console
+from rich.table import Table
+
+from clippo.config import SweepConfig
+from clippo.data.datasets import open_source
+from clippo.data.prompts import templates_of
+from clippo.errors import ClippoError
+from clippo.model.towers import check_name
+from clippo.results import ResultStore
+from clippo.sweep.space import distributions
+from clippo.tasks.typographic import open_test_set
+
+
+def print_plan(config: SweepConfig, console: Console) -> None:
+    """The whole configuration, the search space, the resources, and what is there of what it needs."""
+    for title, rows in (
+        ("configuration", _settings(config)),
+        ("search space", _space(config)),
+        ("resources", _resources(config)),
+    ):
+        table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table, highlight=False)
+        console.print()
+    console.print("[italic]what must be there[/]")
+    for what, missing in _needs(config):
+        console.print(f"{'missing' if missing else 'there':<8} {what}", soft_wrap=True, highlight=False)
+        if missing:
+            console.print(f"{'':<9}{missing}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _settings(config: SweepConfig) -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            for inner in dataclasses.fields(value):
+                yield f"{field.name}.{inner.name}", _shown(getattr(value, inner.name))
+        else:
+            yield field.name, _shown(value)
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _space(config: SweepConfig) -> Iterator[tuple[str, str]]:
+    space: dict[str, BaseDistribution] = {}
+    for loss in config.search.losses:
+        space |= distributions(config.search, loss, config.model.trainable)
+    for name, values in space.items():
+        if isinstance(values, CategoricalDistribution):
+            yield name, " | ".join(map(str, values.choices))
+        elif isinstance(values, (FloatDistribution, IntDistribution)):
+            scale = "log" if values.log else "linear"
+            yield name, f"{values.low:g} to {values.high:g}, {scale}"
+
+
+def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
+    search, at_once = config.search, config.search.concurrency
+    processes = max(1, config.workers)
+    yield "trials", f"{search.trials}, and {len(search.baselines)} to compare with; {at_once} at once"
+    yield "processes", f"{at_once} x {processes} = {at_once * processes} of 1 CPU each"
+    if config.gpus_per_worker:
+        gpus = at_once * processes * config.gpus_per_worker
+        yield "GPUs", f"{at_once} x {processes} x {config.gpus_per_worker:g} = {gpus:g}"
+    pairs = config.data.train_pictures * config.data.attacked_copies
+    steps = -(-pairs // config.train.batch_size)
+    yield "a trial", f"at most {search.epochs[1]} epochs of {steps} steps over {pairs} pairs"
+
+
+def _needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
+    """Each thing, and what is wrong with it if anything is."""
+    checks: list[tuple[str, Callable[[], object]]] = [
+        (f"model {config.model.name}", lambda: check_name(config.model.name, config.model.pretrained)),
+        (f"prompt {config.model.prompt}", lambda: templates_of(config.model.prompt)),
+        (f"pictures {config.data.source}", lambda: open_source(config.data.source, config.data.split_seed)),
+        *(
+            (f"test set {spec}", partial(open_test_set, spec, config.data.split_seed))
+            for spec in config.data.test_sets
+        ),
+        (f"results {config.results}", lambda: ResultStore(config.results).check()),
+    ]
+    for what, check in checks:
+        try:
+            check()
+        except ClippoError as error:
+            yield what, str(error)
+        else:
+            yield what, ""

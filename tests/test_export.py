@@ -1,0 +1,146 @@
+"""What is exported is what was measured: open_clip loads it and gives the trial's own predictions."""
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from clippo import demo
+from clippo.config import DataConfig, ModelConfig
+from clippo.export import export, usage
+from clippo.prepared import open_prepared
+from clippo.results import ResultStore
+from clippo.tasks import TypographicTask
+from clippo.train.step import class_logps
+from tests.conftest import clippo, sweep
+
+pytestmark = pytest.mark.timeout(900)
+
+SETS = ("test/attacked/seen", "validation/clean/held_out")
+
+
+@pytest.fixture(scope="module")
+def transform_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("transform") / "results"
+    flags = ["--preset", "transform", "--results", str(results), "--name", "map", "--search.baselines"]
+    done = sweep(*flags, "--trials", "1", "--epochs", "8", "8", "--precision", "fp32")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return results
+
+
+def counts_of_file(weights: Path) -> dict[str, tuple[int, int]]:
+    """Correct and fooled of an exported file on the small sweeps' pictures, from pixels by open_clip."""
+    demo.register()
+    model = open_clip.create_model(demo.MODEL_NAME, pretrained=str(weights), weights_only=True).eval()
+    tokenizer = open_clip.get_tokenizer(demo.MODEL_NAME)
+    preprocess = open_clip.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False
+    )
+    task = TypographicTask(DataConfig(train_pictures=160, eval_pictures=24))
+    found = {}
+    for name in SETS:
+        split, _, group = name.split("/")
+        part = task.parts[f"{split}/{group}"]
+        rows = [r for i in range(24) for r in task.rows(part, i, lambda image: image) if r.set_name == name]
+        with torch.no_grad():
+            text = model.encode_text(
+                tokenizer([f"a photo of a {task.classes[c]}" for c in part.candidates]), normalize=True
+            )
+            image = model.encode_image(torch.stack([preprocess(r.image) for r in rows]), normalize=True)
+        predicted = [part.candidates[i] for i in class_logps(image, text, 1.0).argmax(1).tolist()]
+        correct = sum(p == r.label for p, r in zip(predicted, rows, strict=True))
+        fooled = sum(p == r.attack_label for p, r in zip(predicted, rows, strict=True))
+        found[name] = (correct, fooled)
+    return found
+
+
+def counts_in_store(store: ResultStore, sweep: str, trial: str, variant: str) -> dict[str, tuple[int, int]]:
+    rows = [e for e in store.evals(sweep).to_pylist() if (e["trial_id"], e["variant"]) == (trial, variant)]
+    last = max(e["epoch"] for e in rows)
+    return {
+        e["eval_set"]: (e["n_correct"], e["n_fooled"])
+        for e in rows
+        if e["eval_set"] in SETS and e["epoch"] == last
+    }
+
+
+def assert_close(one: dict[str, tuple[int, int]], two: dict[str, tuple[int, int]]) -> None:
+    """Trials measure from activations that were rounded to bfloat16, so one picture may tip over."""
+    assert one.keys() == two.keys() == set(SETS)
+    for name, (correct, fooled) in one.items():
+        assert abs(correct - two[name][0]) <= 1, name
+        assert abs(fooled - two[name][1]) <= 1, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "variant"),
+    [
+        ([], "averaged"),
+        (["--variant", "last"], "last"),
+        (["--alpha", "0.5"], "alpha=0.5"),
+        (["--alpha", "0"], "alpha=0"),
+    ],
+)
+def test_a_trial(flags: list[str], variant: str, finished: tuple[Path, str], tmp_path: Path) -> None:
+    results, _ = finished
+    out = tmp_path / "model.safetensors"
+    done = clippo("export", str(results), "--trial", "00001", "--out", str(out), *flags)
+    assert done.returncode == 0, done.stderr
+    assert f'pretrained="{out}"' in done.stdout
+    assert_close(counts_of_file(out), counts_in_store(ResultStore(str(results)), "four", "00001", variant))
+    card = out.with_suffix(".md").read_text()
+    assert f"weights `{variant}`" in card
+    assert "robustness (share of attacked pictures labelled right): 0." in card
+    assert "Apache-2.0" in card
+
+
+def test_alpha_zero_is_the_base_model_bit_by_bit(finished: tuple[Path, str], tmp_path: Path) -> None:
+    store = ResultStore(str(finished[0]))
+    written = export(store, "four", "00001", tmp_path / "base.safetensors", alpha=0.0)
+    demo.register()
+    base, same = (
+        open_clip.create_model(demo.MODEL_NAME, pretrained=str(p), weights_only=True).state_dict()
+        for p in (demo.WEIGHTS, written.weights)
+    )
+    assert all(torch.equal(base[name], same[name]) for name in base)
+    assert "demo.register()" in usage(written)
+
+
+@pytest.mark.parametrize("t", [None, 1.5, -0.5, 0.0])
+def test_a_transform_is_folded_into_the_projections(
+    t: float | None, transform_sweep: Path, tmp_path: Path
+) -> None:
+    store = ResultStore(str(transform_sweep))
+    written = export(store, "map", "00000", tmp_path / "map.safetensors", power=t)
+    variant = "averaged" if t is None else f"t={t:g}"
+    found = counts_of_file(written.weights)
+    stored = counts_in_store(store, "map", "00000", variant)
+    assert found == stored
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--trial", "99999"], "its trials are: 00000, 00001"),
+        (["--trial", "00000", "--t", "1"], "--t is for a trained transform"),
+        (["--trial", "00000", "--variant", "best"], "must be one of: averaged, last"),
+        (["--trial", "00000", "--sweep", "no"], "its sweeps are: four"),
+        (["--trial", "00000", "--out", "model.pt"], "must end in .safetensors"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(
+    flags: list[str], complaint: str, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    done = clippo("export", str(finished[0]), "--out", str(tmp_path / "m.safetensors"), *flags)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_cut_is_known_from_the_store(transform_sweep: Path) -> None:
+    config = ResultStore(str(transform_sweep)).config("map")
+    assert config is not None
+    assert ModelConfig(**config["model"]).trainable == "transform"
+    digest = ResultStore(str(transform_sweep)).trials("map")["prepared_digest"][0].as_py()
+    assert len(open_prepared(transform_sweep / "prepared" / digest).clean) == 160
