@@ -171,7 +171,9 @@ class EvaluateCommand:
         clip = load_clip(self.model, self.pretrained)
         clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
         console = Console(stderr=True)
-        with Progress(*PROGRESS_COLUMNS, console=console, transient=True) as progress:
+        with Progress(
+            *PROGRESS_COLUMNS, console=console, transient=True, disable=not console.is_terminal
+        ) as progress:
             shown = progress.add_task("measuring", total=None)
             counts, left_out = evaluate_model(
                 clip, self.data, prompt=self.prompt, pictures=self.pictures, font_size=self.font_size,

@@ -23,7 +23,7 @@ from clippo.front.points import REFERENCE, Point, front_of
 from clippo.model import ClipModel, Weights, interpolate, load_clip, policy_of
 from clippo.model.transform import MATRIX, powered
 from clippo.results import ResultStore
-from clippo.sweep.trial import StoreCheckpoints, checkpoint_folder
+from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
 from clippo.train.checkpoint import load_policy
 from clippo.train.loop import AVERAGED
 

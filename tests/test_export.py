@@ -1,6 +1,7 @@
 """What is exported is what was measured: open_clip loads it and gives the trial's own predictions."""
 
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from clippo import demo
 from clippo.config import DataConfig, ModelConfig
+from clippo.errors import ClippoError
 from clippo.export import export, usage
 from clippo.prepared import open_prepared
 from clippo.results import ResultStore
@@ -32,11 +34,11 @@ def transform_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counts_of_file(weights: Path) -> dict[str, tuple[int, int]]:
     """Correct and fooled of an exported file on the small sweeps' pictures, from pixels by open_clip."""
     demo.register()
-    model = open_clip.create_model(demo.MODEL_NAME, pretrained=str(weights), weights_only=True).eval()
-    tokenizer = open_clip.get_tokenizer(demo.MODEL_NAME)
-    preprocess = open_clip.image_transform_v2(
-        open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        demo.MODEL_NAME, pretrained=str(weights), weights_only=True
     )
+    model.eval()
+    tokenizer = open_clip.get_tokenizer(demo.MODEL_NAME)
     task = TypographicTask(DataConfig(train_pictures=160, eval_pictures=24))
     found = {}
     for name in SETS:
@@ -120,21 +122,24 @@ def test_a_transform_is_folded_into_the_projections(
 
 
 @pytest.mark.parametrize(
-    ("flags", "complaint"),
+    ("trial", "settings", "complaint"),
     [
-        (["--trial", "99999"], "its trials are: 00000, 00001"),
-        (["--trial", "00000", "--t", "1"], "--t is for a trained transform"),
-        (["--trial", "00000", "--variant", "best"], "must be one of: averaged, last"),
-        (["--trial", "00000", "--sweep", "no"], "its sweeps are: four"),
-        (["--trial", "00000", "--out", "model.pt"], "must end in .safetensors"),
+        ("99999", {}, "its trials are: 00000, 00001"),
+        ("00000", {"power": 1.0}, "--t is for a trained transform"),
+        ("00000", {"variant": "best"}, "must be one of: averaged, last"),
     ],
 )
-def test_what_cannot_be_exported_is_one_line(
-    flags: list[str], complaint: str, finished: tuple[Path, str], tmp_path: Path
+def test_what_cannot_be_exported(
+    trial: str, settings: dict[str, Any], complaint: str, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    done = clippo("export", str(finished[0]), "--out", str(tmp_path / "m.safetensors"), *flags)
+    with pytest.raises(ClippoError, match=complaint):
+        export(ResultStore(str(finished[0])), "four", trial, tmp_path / "m.safetensors", **settings)
+
+
+def test_a_wrong_flag_is_one_line_and_status_2(finished: tuple[Path, str], tmp_path: Path) -> None:
+    done = clippo("export", str(finished[0]), "--trial", "00000", "--out", str(tmp_path / "model.pt"))
     assert done.returncode == 2
-    assert complaint in done.stderr
+    assert "must end in .safetensors" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -85,7 +85,10 @@ def _needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
     checks: list[tuple[str, Callable[[], object]]] = [
         (f"model {config.model.name}", lambda: check_name(config.model.name, config.model.pretrained)),
         (f"prompt {config.model.prompt}", lambda: templates_of(config.model.prompt)),
-        (f"pictures {config.data.source}", lambda: open_source(config.data.source, config.data.split_seed)),
+        (
+            f"pictures {config.data.source}",
+            lambda: open_source(config.data.source, config.data.split_seed, config.data.class_names),
+        ),
         *(
             (f"test set {spec}", partial(open_test_set, spec, config.data.split_seed))
             for spec in config.data.test_sets

@@ -18,7 +18,7 @@ from clippo.evaluate import Counts, objectives
 from clippo.front.points import REFERENCE
 from clippo.prepared import PreparedSet
 from clippo.results import ResultStore
-from clippo.sweep.trial import checkpoint_folder
+from clippo.results.checkpoints import checkpoint_folder
 from clippo.train.checkpoint import POLICY
 
 SELECTED = "averaged"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,12 @@ import torch
 from clippo.config import SweepConfig
 from clippo.errors import ClippoError, StoreError
 from clippo.results import ResultStore
+from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
 from clippo.train import TrialSettings
 from clippo.train.loop import FAILURE
 from clippo.train.ray_train import Job, run_trial
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StoreCheckpoints:
-    """Checkpoints of one trial in the result store, where every node finds them."""
-
-    store: ResultStore
-    folder: str
-
-    def write(self, name: str, data: bytes) -> None:
-        self.store.write_bytes(f"{self.folder}/{name}", data)
-
-    def read(self, name: str) -> bytes | None:
-        relative = f"{self.folder}/{name}"
-        return self.store.read_bytes(relative) if self.store.exists(relative) else None
-
-
-def checkpoint_folder(sweep: str, trial_id: str) -> str:
-    """Where a trial's checkpoints are, relative to the store."""
-    return f"checkpoints/sweep={sweep}/{trial_id}"
 
 
 def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, cache: Path) -> None:

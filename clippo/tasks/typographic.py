@@ -96,7 +96,7 @@ class TypographicTask:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.source: ImageSource = open_source(config.source, config.split_seed)  # class_names
+        self.source: ImageSource = open_source(config.source, config.split_seed, config.class_names)
         self.test_sets: dict[str, TestSet] = {}
         first = len(self.source.classes)
         for spec in config.test_sets:

@@ -47,6 +47,7 @@ TRIAL: dict[str, Any] = {
     "device_s": 122.0,
     "device_type": "cpu",
     "preemptions": 1,
+    "orthogonality": 0.5,
     "code_version": "0.1.0",
     "git_commit": "0" * 40,
     "packages_json": '{"torch": "2.9"}',
@@ -278,13 +279,13 @@ def test_name_of_a_sweep_is_taken_once(store: ResultStore) -> None:
 def test_lost_answer_to_a_create_is_not_a_taken_name(
     store: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = store._put
+    create = store._objects.create
 
-    def put_twice(relative: str, data: bytes, *, create: bool = False) -> bool:
-        put(relative, data, create=create)
-        return put(relative, data, create=create)
+    def create_twice(key: str, data: bytes) -> bool:
+        create(key, data)
+        return create(key, data)
 
-    monkeypatch.setattr(store, "_put", put_twice)
+    monkeypatch.setattr(store._objects, "create", create_twice)
     store.write_config("s1", {"trials": 16})
 
 

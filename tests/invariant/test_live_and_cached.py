@@ -1,0 +1,98 @@
+"""What is computed once per sweep gives the training that computing it at every step would give."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clippo.config import ModelConfig, TrainConfig
+from clippo.losses import kl_reference_to_policy, preference_loss
+from clippo.model import ClipModel, TowerPolicy, load_clip
+from clippo.prepared import PreparedSet, open_prepared, prepare
+from clippo.train import FileCheckpoints, TrialSettings, fit
+from clippo.train.batches import Pairs, epoch_batches
+from clippo.train.step import Frozen, class_logps, pick
+from tests.conftest import SMALL
+
+CONFIG = TrainConfig(batch_size=16, precision="fp32", alphas=())
+SETTINGS = TrialSettings(loss="kto", beta=0.3, kl_weight=1.0, learning_rate=2e-4, epochs=2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def pixel_set(small_cache: Path) -> PreparedSet:
+    """The pictures of ``small_set`` as pixels."""
+    return open_prepared(prepare("typographic", SMALL, ModelConfig(trainable="image"), small_cache))
+
+
+def fitted(
+    clip: ClipModel, trainable: str, prepared: PreparedSet, frozen: Frozen, folder: Path
+) -> list[float]:
+    reports: list[dict[str, Any]] = []
+    fit(
+        TowerPolicy(clip, trainable), prepared, frozen, SETTINGS, CONFIG,
+        report=reports.append, checkpoints=FileCheckpoints(folder),
+    )  # fmt: skip
+    return [r["metrics"]["loss"] for r in reports]
+
+
+def live(clip: ClipModel, trainable: str, pixels: PreparedSet, frozen: Frozen) -> list[float]:
+    """The same training from pixels, with reference and text features computed anew at every step."""
+    policy, reference = TowerPolicy(clip, trainable).eval(), load_clip("clippo-demo").model.eval()
+    optimizer = torch.optim.AdamW(policy.trainable_weights().values(), lr=1.0, weight_decay=0.0)
+    pairs, cpu = Pairs.of(pixels, frozen), torch.device("cpu")
+    prompts = [f"a photo of a {pixels.classes[c]}" for c in pixels.seen]
+    curve, step = [], 0
+    for epoch in range(SETTINGS.epochs):
+        losses = []
+        for batch in epoch_batches(pairs, CONFIG.batch_size, SETTINGS.seed, epoch, 0, 1, cpu):
+            x = clip.normalized(batch.inputs)
+            with torch.no_grad():
+                text = clip.text_features(prompts)
+                theirs = class_logps(F.normalize(reference.encode_image(x), dim=-1), text, clip.logit_scale)
+            ours = class_logps(
+                F.normalize(policy.visual(x).float(), dim=-1), text, clip.logit_scale
+            )  # the whole tower, not its stages
+            (clean, attacked), (theirs_clean, theirs_attacked) = ours.chunk(2), theirs.chunk(2)
+            kl = kl_reference_to_policy(clean, theirs_clean)
+            four = [pick(t, c) for t in (attacked, theirs_attacked) for c in (batch.chosen, batch.rejected)]
+            preference = preference_loss(SETTINGS.loss, *four, beta=0.3, kl_baseline=kl.detach())
+            loss = preference + SETTINGS.kl_weight * kl
+            optimizer.param_groups[0]["lr"] = (
+                0.5 * SETTINGS.learning_rate * (1 + math.cos(math.pi * step / 20))
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            step += 1
+        curve.append(sum(losses) / len(losses))
+    return curve
+
+
+def test_cached_and_live_reference_give_the_same_loss_curve(
+    clip: ClipModel, pixel_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    expected = live(clip, "image", pixel_set, frozen)
+    assert expected[1] < expected[0]
+    assert fitted(clip, "image", pixel_set, frozen, tmp_path) == pytest.approx(expected, rel=1e-3)
+
+
+def test_cached_activations_train_as_pixels_do(
+    clip: ClipModel, pixel_set: PreparedSet, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    expected = live(clip, "last:2", pixel_set, frozen)
+    # Activations are stored with bfloat16's three digits.
+    assert fitted(clip, "last:2", small_set, frozen, tmp_path) == pytest.approx(expected, rel=0.02)
+
+
+def test_both_sets_hold_the_same_pictures(
+    pixel_set: PreparedSet, small_set: PreparedSet, clip: ClipModel
+) -> None:
+    for name in ("clean", "attacked"):
+        rows = getattr(pixel_set, name)
+        stored = TowerPolicy(clip, "last:2").eval().frozen(rows.inputs(range(len(rows))))
+        cached = getattr(small_set, name).inputs(range(len(rows)))
+        torch.testing.assert_close(stored.float(), cached.float(), atol=0.02, rtol=0.02)

@@ -1,0 +1,80 @@
+"""Flags: presets, short names, and a dry run that runs nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clippo.cli import _full_flag, _short_flags
+from clippo.config import SweepConfig
+from sweeps.typo_sweep import paper_sweep, transform_sweep, typo_sweep
+from tests.conftest import ROOT, clippo
+
+
+def typo(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "sweeps" / "typo_sweep.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_flag_may_go_without_its_group_where_its_name_is_enough() -> None:
+    short = _short_flags(SweepConfig())
+    assert _full_flag("--precision", short) == "--train.precision"
+    assert _full_flag("--learning-rate=1", short) == "--search.learning-rate=1"
+    assert _full_flag("--no-compile", short) == "--train.no-compile"
+    assert _full_flag("--name", short) == "--name", "the sweep's, not the model's"
+    assert _full_flag("--train.precision", short) == "--train.precision"
+    assert _full_flag("precision", short) == "precision"
+
+
+def test_the_published_setting() -> None:
+    paper = paper_sweep()
+    assert (paper.train.batch_size, paper.train.optimizer, paper.train.average_beta) == (512, "adamax", 0.7)
+    assert paper.search.learning_rate == (2e-5, 2e-5)
+    assert paper.search.epochs == (3, 3)
+    assert paper.data.picture_size == 168
+    assert (paper.model.name, paper.model.pretrained, paper.model.trainable) == (
+        "ViT-B-32",
+        "openai",
+        "image",
+    )
+    assert transform_sweep().model.trainable == "transform"
+    assert typo_sweep() == SweepConfig()
+
+
+def test_a_dry_run_of_the_paper_says_what_is_missing_and_runs_nothing(tmp_path: Path) -> None:
+    flags = ["--preset", "paper", "--dry-run", "--precision", "bf16", "--trials", "9"]
+    done = typo(*flags, "--results", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
+    for line in ("train.precision", "bf16", "kl_weight", "0.01 to 2, log", "9, and 1 to compare with"):
+        assert line in printed
+    assert "there    model ViT-B-32" in printed
+    assert "missing  pictures folder:data/imagenet100" in printed
+    assert "missing  test set rta-100:data/rta-100" in printed
+    assert not list((tmp_path / "results").glob("**/*")), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [(["--preset", "papers"], "must be one of: demo, transform, paper"), (["--seed", "x"], "x")],
+)
+def test_flags_that_cannot_be_used(flags: list[str], complaint: str) -> None:
+    done = typo(*flags)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_evaluate_prints_counts_with_intervals() -> None:
+    done = clippo("evaluate", "--data", "demo", "--pictures", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    clean, attacked = json.loads(done.stdout)["sets"]
+    assert (clean["set"], clean["n_total"]) == ("clean", 64)
+    low, high = clean["accuracy_interval"]
+    assert low < clean["accuracy"] <= high
+    assert attacked["attack_success_rate"] == attacked["n_fooled"] / 64
+    wrong = clippo("evaluate", "--data", "rta-100:/nowhere")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
