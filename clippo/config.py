@@ -220,18 +220,25 @@ def absolute(config: SweepConfig) -> SweepConfig:
     """
 
     def file(name: str) -> str:
-        return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+        return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+
+    def place(spec: str) -> str:
+        # KIND:PATH or KIND:NAME:PATH, perhaps with a name before it
+        before, colon, path = spec.rpartition(":")
+        return before + colon + file(path) if colon and "//" not in path else spec
 
     data, model = config.data, config.model
-    kind, colon, argument = data.source.partition(":")
     data = replace(
         data,
-        source=kind + colon + (file(argument) if argument else ""),
+        source=place(data.source),
+        class_names=file(data.class_names),
+        test_sets=tuple(map(place, data.test_sets)),
         train_fonts=tuple(map(file, data.train_fonts)),
         validation_fonts=tuple(map(file, data.validation_fonts)),
         test_fonts=tuple(map(file, data.test_fonts)),
     )
-    model = replace(model, pretrained=file(model.pretrained) if model.pretrained else None)
+    pretrained = file(model.pretrained) if model.pretrained else None
+    model = replace(model, pretrained=pretrained, prompt=file(model.prompt))
     return replace(config, data=data, model=model)
 
 

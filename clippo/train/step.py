@@ -252,6 +252,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def _optimizer(policy: Policy, settings: TrialSettings, config: TrainConfig) -> torch.optim.Optimizer:
-    kinds = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
-    weights = list(policy.trainable_weights().values())
-    return kinds[config.optimizer](weights, lr=settings.learning_rate, weight_decay=config.weight_decay)
+    weights, decay = list(policy.trainable_weights().values()), config.weight_decay
+    if config.optimizer == "adamax":
+        return torch.optim.Adamax(weights, lr=settings.learning_rate, weight_decay=decay)
+    return torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=decay, fused=True)

@@ -1,0 +1,202 @@
+"""Files of data sets: on local disk, ``s3://`` or another store that fsspec knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import urlsplit
+
+import fsspec
+
+from clippo.errors import ClippoError, ConfigError, DataError
+
+# Three attempts, and two of fsspec's on top, report a dead endpoint in less than 15 s.
+_S3_CONFIG = {
+    "connect_timeout": 3,
+    "read_timeout": 60,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+    "max_pool_connections": 32,
+}
+
+
+class File(NamedTuple):
+    """A file below a listed folder.
+
+    Attributes:
+        name: its path below that folder, with ``/``.
+        path: local path or URL, as :func:`read` takes it.
+        stamp: size, and modification time or what the store gives for it (etag): changes with the content.
+    """
+
+    name: str
+    path: str
+    stamp: str
+
+
+def is_remote(path: str) -> bool:
+    """Whether it is a URL of other than the local disk."""
+    return "://" in path and not path.startswith("file://")
+
+
+def joined(folder: str, path: str) -> str:
+    """``path`` below ``folder``, unless it is absolute or a URL itself."""
+    if "://" in path or os.path.isabs(path):
+        return path
+    scheme, mark, rest = folder.rpartition("://")
+    return scheme + mark + os.path.normpath(f"{rest}/{path}")  # stores know no ".."
+
+
+def find(root: str, depth: int) -> list[File]:
+    """The file ``root``, or all files up to ``depth`` levels below the folder ``root``, sorted by name.
+
+    What begins with a dot is left out; links are followed.
+
+    Raises:
+        ConfigError, DataError: there is no such place, or it cannot be listed.
+    """
+    with reading(root):
+        files = _find_remote(root) if is_remote(root) else _find_local(root, depth)
+    if files is None:
+        raise ConfigError(f"there is no such folder or file: {root}")
+    return sorted(f for f in files if f.name.count("/") < depth and not _hidden(f.name))
+
+
+def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
+    """A file's bytes, or those from ``start`` to ``end``.
+
+    Raises:
+        DataError: this one file is missing or cannot be read.
+        ConfigError: its store cannot be read (no connection, no access), so that other files fail too.
+    """
+    with reading(path):
+        if is_remote(path):
+            return _filesystem(path).cat_file(path, start=start, end=end)
+        with open(_local(path), "rb") as file:
+            file.seek(start or 0)
+            return file.read() if end is None else file.read(end - (start or 0))
+
+
+def open_file(path: str) -> BinaryIO:
+    """A file to seek in, opened within :func:`reading`, which also covers what is done with it."""
+    return _filesystem(path).open(path, block_size=8 << 20) if is_remote(path) else open(_local(path), "rb")
+
+
+def stamp(path: str) -> str:
+    """The stamp of a file on local disk; empty if there is none."""
+    try:
+        return _stamp(os.stat(_local(path)))
+    except OSError:
+        return ""
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turns what file systems raise into what :func:`read` raises."""
+    try:
+        yield
+    except ClippoError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except Exception as error:  # each file system has exceptions of its own
+        if is_remote(path):
+            # Without its cause, as that may show the request and whatever it was signed with.
+            raise ConfigError(f"cannot read {path}: {_reason(error)}") from None
+        if isinstance(error, OSError):
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise
+
+
+def _find_local(root: str, depth: int) -> list[File] | None:
+    top = _local(root)
+    if not os.path.exists(top):
+        return None
+    if os.path.isfile(top):
+        return [File(os.path.basename(top), top, _stamp(os.stat(top)))]
+
+    def below(folder: str, prefix: str, depth: int) -> Iterator[File]:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    if depth > 1 and not _hidden(entry.name):
+                        yield from below(entry.path, f"{prefix}{entry.name}/", depth - 1)
+                elif entry.is_file():  # no pipe, no broken link
+                    yield File(prefix + entry.name, entry.path, _stamp(entry.stat()))
+
+    return list(below(top, "", depth))
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _find_remote(root: str) -> list[File] | None:
+    fs = _filesystem(root)
+    top = fs._strip_protocol(root).rstrip("/")
+    entries: dict[str, dict[str, Any]] = fs.find(top, detail=True)
+    if not entries:
+        return None
+    return [
+        File(
+            path[len(top) + 1 :] or path.rpartition("/")[2],
+            fs.unstrip_protocol(path),
+            f"{info.get('size')}:{_version(info)}",
+        )
+        for path, info in entries.items()
+        if info["type"] == "file" and not path.endswith("/")
+    ]
+
+
+def _version(info: dict[str, Any]) -> str:
+    names = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "mtime", "updated", "created")
+    return str(next((info[name] for name in names if info.get(name)), ""))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
+
+
+def _local(path: str) -> str:
+    return os.path.join(os.getcwd(), os.path.expanduser(path.removeprefix("file://")))
+
+
+def _filesystem(path: str) -> Any:
+    # By process, as a client does not survive a fork; by environment, as credentials are renewed there.
+    environment = tuple(item for item in sorted(os.environ.items()) if item[0].startswith("AWS_"))
+    parts = urlsplit(path)
+    if parts.password is not None:
+        raise ConfigError(
+            f"a URL of data at {parts.hostname} carries a password; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY instead"
+        )
+    return _connected(parts.scheme, parts.netloc, os.getpid(), environment)
+
+
+@lru_cache(maxsize=8)
+def _connected(scheme: str, netloc: str, pid: int, environment: tuple[tuple[str, str], ...]) -> Any:
+    # Endpoint and credentials come from where botocore looks for them: the AWS_* variables, ~/.aws, the
+    # instance. No listing is kept, as others write; a picture is read by one request.
+    s3 = {"config_kwargs": _S3_CONFIG, "max_concurrency": 1} if scheme in ("s3", "s3a") else {}
+    fs, _ = fsspec.core.url_to_fs(
+        f"{scheme}://{netloc}", use_listings_cache=False, skip_instance_cache=True, **s3
+    )
+    if s3:
+        fs.retries = 2
+    return fs
+
+
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__  # by name, so that local files need not import botocore
+    said = " ".join(str(error).split())
+    if kind in ("NoCredentialsError", "PartialCredentialsError"):
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
+        return "no connection; check AWS_ENDPOINT_URL and the network"
+    if kind in ("ReadTimeoutError", "ConnectionClosedError", "FSTimeoutError"):
+        return "the server does not answer; check that it is up, and try again"
+    if isinstance(error, PermissionError):
+        return "access denied; check the credentials and their rights, or the folder's mode"
+    return f"{kind}: {said}"
