@@ -20,11 +20,11 @@ from clippo import demo
 from clippo.config import ModelConfig
 from clippo.errors import ConfigError, ModelError, StoreError
 from clippo.front.points import REFERENCE, Point, front_of
-from clippo.model import ClipModel, Weights, interpolate, load_clip, policy_of
-from clippo.model.transform import MATRIX, powered
+from clippo.model import ClipModel, Weights, load_clip, policy_of
+from clippo.model.transform import MATRIX
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
-from clippo.train.checkpoint import load_policy
+from clippo.train.checkpoint import load_policy, weights_of
 from clippo.train.loop import AVERAGED
 
 LICENCES = {demo.MODEL_NAME: "Apache-2.0; what it was made from is listed in clippo/demo/LICENSES.md"}
@@ -52,7 +52,7 @@ def export(
 
     Raises:
         StoreError: no such sweep or trial, or it left no weights.
-        ConfigError: alpha for a transform, or a power for a tower; a file of another kind.
+        ConfigError: alpha for a transform, a power for a tower, or a file of another kind.
         ModelError: the base model cannot be loaded, or a transform has no projection to go into.
     """
     if out.suffix != ".safetensors":
@@ -62,43 +62,30 @@ def export(
         raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {', '.join(store.sweeps())}")
     model = ModelConfig(**config["model"])
     clip = load_clip(model.name, model.pretrained)
-    tuned = _weights(store, sweep, trial_id, variant)
-    name = variant
+    policy = policy_of(clip, model.trainable)
+    if alpha is not None or power is not None:
+        variant = f"alpha={alpha:g}" if alpha is not None else f"t={power:g}"
+    tuned = weights_of(policy, _saved(store, sweep, trial_id), variant)
     if model.trainable == "transform":
-        if alpha is not None:
-            raise ConfigError(f"--alpha is for tuned towers; trial {trial_id} trained a transform, say --t")
-        if power is not None:
-            name = f"t={power:g}"
-        _fold(clip.model, powered(tuned[MATRIX], 1.0 if power is None else power))
+        _fold(clip.model, tuned[MATRIX])
     else:
-        if power is not None:
-            raise ConfigError(
-                f"--t is for a trained transform; trial {trial_id} tuned the tower, say --alpha"
-            )
-        if alpha is not None:
-            name = f"alpha={alpha:g}"
-            reference = policy_of(clip, model.trainable).trainable_weights()
-            tuned = interpolate(reference, tuned, alpha)
         cast(nn.Module, clip.model.visual).load_state_dict(tuned, strict=False)  # the tower's own names
     out.parent.mkdir(parents=True, exist_ok=True)
     state = {n: w.detach().contiguous().clone() for n, w in clip.model.state_dict().items()}
-    save_file(state, out, metadata={"clippo": f"{sweep}/{trial_id}/{name}"})
+    save_file(state, out, metadata={"clippo": f"{sweep}/{trial_id}/{variant}"})
     card = out.with_suffix(".md")
-    card.write_text(_card(store, sweep, trial_id, name, clip, model, out))
+    card.write_text(_card(store, sweep, trial_id, variant, clip, model, out))
     return Exported(clip.open_clip_name, out, card)
 
 
-def _weights(store: ResultStore, sweep: str, trial_id: str, variant: str) -> Weights:
-    checkpoints = StoreCheckpoints(store, checkpoint_folder(sweep, trial_id))
-    variants = load_policy(checkpoints)
-    if variants is None:
+def _saved(store: ResultStore, sweep: str, trial_id: str) -> dict[str, Weights]:
+    saved = load_policy(StoreCheckpoints(store, checkpoint_folder(sweep, trial_id)))
+    if saved is None:
         known = sorted(t for t in store.trials(sweep)["trial_id"].to_pylist() if t != REFERENCE)
         raise StoreError(
             f"trial {trial_id!r} of sweep {sweep!r} has no weights; its trials are: {', '.join(known)}"
         )
-    if variant not in variants:
-        raise ConfigError(f"--variant is {variant!r}; it must be one of: {', '.join(variants)}")
-    return variants[variant]
+    return saved
 
 
 @torch.no_grad()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+from clippo.errors import ConfigError
+from clippo.model import Policy, Weights
 
 STATE = "state.pt"
 POLICY = "policy.safetensors"
@@ -77,3 +82,28 @@ def load_policy(checkpoints: Checkpoints) -> dict[str, dict[str, Tensor]] | None
         variant, _, name = key.partition("/")
         variants.setdefault(variant, {})[name] = weight
     return variants
+
+
+def weights_of(policy: Policy, saved: Mapping[str, Weights], variant: str) -> Weights:
+    """The weights of a variant: one that was saved, or a point of the curve to the averaged ones.
+
+    Args:
+        policy: untouched, so that it holds the reference's weights.
+        saved: what ``load_policy`` gave.
+        variant: ``averaged``, ``last``, ``alpha=0.5`` of a tower or ``t=0.5`` of a transform.
+
+    Raises:
+        ConfigError: no such variant.
+    """
+    if variant in saved:
+        return saved[variant]
+    kind, _, number = variant.partition("=")
+    with contextlib.suppress(ValueError):
+        points = [float(number)]
+        curve = policy.curve(policy.trainable_weights(), saved["averaged"], points, points)
+        if (weights := curve.get(f"{kind}={points[0]:g}")) is not None:
+            return weights
+    (example,) = policy.curve(policy.trainable_weights(), saved["averaged"], [0.5], [0.5])
+    raise ConfigError(
+        f"the trial has no weights {variant!r}; it has {', '.join(saved)} and such as {example}"
+    )
