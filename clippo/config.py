@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -225,7 +226,9 @@ def absolute(config: SweepConfig) -> SweepConfig:
     def place(spec: str) -> str:
         # KIND:PATH or KIND:NAME:PATH, perhaps with a name before it
         before, colon, path = spec.rpartition(":")
-        return before + colon + file(path) if colon and "//" not in path else spec
+        if not colon or "//" in path:
+            return spec
+        return before + colon + (os.path.abspath(path) if "{" in path else file(path))
 
     data, model = config.data, config.model
     data = replace(

@@ -10,7 +10,7 @@ import tarfile
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from PIL import Image
 
 from clippo.data.datasets import SPLITS, ImageSource, LabelledImage, open_source
 from clippo.errors import ClippoError, ConfigError, DataError
+from tests.conftest import S3Server
 
 PETS = ("cat", "dog", "guinea_pig", "hare", "otter")
 EVERYTHING = 10**6
@@ -340,6 +341,16 @@ def test_csv_with_paths(place: Place, bucket: Place, disk: Place) -> None:
     assert absolute == {f"{place.uri}/{path}": row for path, row in OF_ROWS.items()}
 
 
+def test_the_order_of_rows_changes_nothing(disk: Place) -> None:
+    chosen = []
+    for name, rows in (("a.csv", ROWS), ("b.csv", ROWS[::-1])):
+        disk.write(name, csv_table(rows))
+        source = open_source(f"table:{disk.uri}/{name}", seed=0)
+        chosen.append([p.key for p in source.pictures("train", (0, 2), 8)])
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 8
+
+
 def test_parquet_with_paths_and_splits(place: Place) -> None:
     paths, pets, _ = zip(*ROWS, strict=True)
     names = ["train", "Val", "test", None]
@@ -412,11 +423,13 @@ for picture in pictures:
     picture.load()
 print(len(pictures), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # Through a shell: on Linux a process's peak begins with the memory of the process that has forked it.
+    command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     count, growth = map(int, run.stdout.split())
     assert count == 120
-    assert growth * (1 if sys.platform == "darwin" else 1024) < 90_000_000
+    assert growth * (1 if sys.platform == "darwin" else 1024) < 120_000_000
 
 
 @pytest.mark.parametrize(
@@ -812,7 +825,7 @@ def test_places_that_do_not_exist(spec: str, complaint: str) -> None:
     ids=["bucket", "table", "shards", "credentials", "credentials of a table", "endpoint"],
 )
 def test_stores_that_cannot_be_used(
-    s3_env: Any,
+    s3_env: S3Server,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     environment: dict[str, str],
