@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -24,11 +24,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from clippo.config import DataConfig, SweepConfig
+from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute
 from clippo.errors import ClippoError, ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.front import wilson_interval
-from clippo.front.points import CONFIDENCE, REFERENCE, Front, Point, describe, front_of
+from clippo.front.points import CONFIDENCE, MIN_RETENTION, front_of
+from clippo.front.table import print_front, shown_interval
 from clippo.results import ResultStore
 
 Parsed = TypeVar("Parsed")
@@ -114,12 +115,16 @@ def _full_flag(argument: str, short: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class FrontCommand:
-    """Print the front of what is in a store, also while the sweep still runs."""
+    """Print the front of what is in a store and what to choose of it, also while the sweep still runs."""
 
     store: Annotated[str, tyro.conf.Positional]
     """A folder or s3://bucket/prefix."""
     sweep: str = ""
     """Name of the sweep; needed when the store holds more than one."""
+    min_retention: float = MIN_RETENTION
+    """What the recommended point must keep of what the untouched model can do [share]."""
+    all: bool = False
+    """Print the whole front and not some well-spread points of it."""
     json: bool = False
     """Print JSON instead of a table."""
     plot: str = ""
@@ -127,15 +132,78 @@ class FrontCommand:
 
     def run(self) -> int:
         store = ResultStore(self.store)
-        front = front_of(store, _only_sweep(store, self.sweep))
+        front = front_of(store, _only_sweep(store, self.sweep), min_retention=self.min_retention)
         if self.json:
             print(json.dumps(front.to_json(), indent=1))
         else:
-            print_front(front, Console())
+            print_front(front, Console(), everything=self.all)
         if self.plot:
             from clippo.front.plot import front_chart, save_chart  # Altair takes a second to import
 
             save_chart(front_chart(front), self.plot)
+        return 0
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write a sweep as one HTML file that needs no network: for a paper's appendix, or to show."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """A folder or s3://bucket/prefix."""
+    out: Path = Path("report.html")
+    """The file to write."""
+    sweep: str = ""
+    """Name of the sweep; needed when the store holds more than one."""
+    min_retention: float = MIN_RETENTION
+    """What the recommended point must keep of what the untouched model can do [share]."""
+
+    def run(self) -> int:
+        from clippo.front.report import write_report  # Altair and Optuna take a second to import
+
+        store = ResultStore(self.store)
+        write_report(store, _only_sweep(store, self.sweep), self.out, min_retention=self.min_retention)
+        print(f"wrote {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class PrepareCommand:
+    """Build the prepared set of a sweep ahead; the sweep with the same model and data then finds it."""
+
+    results: str = "./results"
+    """The --results of the sweep: a folder or s3://bucket/prefix."""
+    task: str = "typographic"
+    """What is measured and tuned against."""
+    workers: int = 2
+    """Processes that prepare pictures, of Ray or of the cluster that this is started in [count]."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each of them."""
+    verbose: bool = False
+    """Show the logs of Ray."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def run(self) -> int:
+        _quiet(self.verbose)
+        from clippo.prepared import fetch, open_prepared  # Ray and torch take seconds
+        from clippo.sweep.preparing import prepared_for
+
+        config = absolute(
+            SweepConfig(
+                task=self.task, results=self.results, gpus_per_worker=self.gpus_per_worker,
+                verbose=self.verbose, model=self.model, data=self.data,
+            )
+        )  # fmt: skip
+        store = ResultStore(self.results)
+        store.check()
+        shared = prepared_for(config, store, Console(stderr=True), workers=self.workers)
+        prepared = open_prepared(fetch(shared.prepared, shared.location))
+        print(f"prepared set {shared.prepared} in {shared.location}")
+        print(f"{len(prepared.clean):>9} train pictures, {len(prepared.attacked)} attacked copies")
+        for data in prepared.evaluation:
+            print(f"{len(data.rows):>9} {data.name}")
+        for key, reason in prepared.left_out:
+            print(f"left out: {key}: {reason}")
         return 0
 
 
@@ -187,7 +255,7 @@ class EvaluateCommand:
             table.add_column(name, justify="left" if name == "set" else "right")
         for row in map(_measured, counts):
             shares = [
-                f"{row[name]:.3f} ({_interval(row[f'{name}_interval'])})" if name in row else ""
+                f"{row[name]:.3f} ({shown_interval(row[f'{name}_interval'])})" if name in row else ""
                 for name in ("accuracy", "attack_success_rate")
             ]
             table.add_row(row["set"], str(row["n_total"]), *shares)
@@ -275,64 +343,12 @@ def main() -> None:
     """The ``clippo`` program."""
     commands: dict[str, Callable[..., Command]] = {
         "front": FrontCommand,
+        "report": ReportCommand,
+        "prepare": PrepareCommand,
         "export": ExportCommand,
         "evaluate": EvaluateCommand,
     }
     sys.exit(_guarded(lambda: _parsed(lambda: tyro.extras.subcommand_cli_from_dict(commands)).run()))
-
-
-def print_front(front: Front, console: Console) -> None:
-    """The front as a table: validation numbers over their 90 % intervals, test numbers beside them."""
-    table = Table(
-        title=f"Pareto front of {front.sweep}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
-    for name in ("trial\nweights", "setting"):
-        table.add_column(name, no_wrap=True)
-    for name in ("robust-\nness", "reten-\ntion", "p", "test\nrob.", "test\nret.", "fooled", "read-\ning"):
-        table.add_column(name, justify="right")
-    # The untouched model is shown even where a tuned one keeps everything and is more robust.
-    for point in front.points:
-        if point.on_front or point.trial_id == REFERENCE:
-            table.add_row(*_cells(point))
-    console.print(table)
-    console.print(
-        f"{len(front.front)} of {len(front.points)} points are on the front; "
-        f"{front.completed} trials completed, {front.failed} failed. "
-        f"Hypervolume {front.hypervolume:.3f} as measured, "
-        f"{_interval(front.hypervolume_interval)} without the luck of the best.\n"
-        "robustness and retention: validation pictures, which steered the search, with 90 % intervals from "
-        "the counts; p: probability of being on the front.\n"
-        "test: pictures, lettering and drawings that neither tuning nor the search saw; fooled: read as the "
-        "written word; reading: accuracy of reading a lone word.",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-
-
-def _cells(point: Point) -> list[str]:
-    untouched = point.trial_id == REFERENCE
-    names = ("robustness", "retention", "attack_success_rate", "reading_accuracy")
-    return [
-        "untouched" if untouched else f"{point.trial_id}\n{point.variant}",
-        "" if untouched else describe(point.settings).replace(" kl", "\nkl"),
-        f"{point.robustness:.3f}\n{_interval(point.robustness_interval)}",
-        f"{point.retention:.3f}\n{_interval(point.retention_interval)}",
-        _brief(point.probability),
-        *(f"{point.test[n]:.3f}" if n in point.test else "" for n in names),
-    ]
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return "-".join(_brief(bound) for bound in interval)
-
-
-def _brief(share: float) -> str:
-    """``.93`` or ``1``: there is little room in 80 columns."""
-    return f"{share:.2f}".replace("1.00", "1").removeprefix("0")
 
 
 def _parsed(parse: Callable[[], Parsed]) -> Parsed:

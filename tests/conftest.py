@@ -19,7 +19,7 @@ import s3fs
 
 from clippo.config import DataConfig, ModelConfig
 from clippo.model import ClipModel, load_clip
-from clippo.prepared import PreparedSet, open_prepared, prepare
+from clippo.prepared import Location, PreparedSet, open_prepared, prepare
 from clippo.train.step import Frozen
 
 
@@ -179,14 +179,15 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_set(small_cache: Path) -> PreparedSet:
     """160 pairs and 24 pictures an evaluation set of the bundled model, cut before its last two blocks."""
-    return open_prepared(prepare("typographic", SMALL, ModelConfig(), small_cache))
+    return open_prepared(small_cache / prepare("typographic", SMALL, ModelConfig(), Location(small_cache)))
 
 
 @pytest.fixture(scope="session")
 def transform_set(small_cache: Path) -> PreparedSet:
     """Embeddings of 1,024 pairs and 192 pictures an evaluation set, for tuning a transform."""
     data = DataConfig(train_pictures=1024, eval_pictures=192)
-    return open_prepared(prepare("typographic", data, ModelConfig(trainable="transform"), small_cache))
+    model = ModelConfig(trainable="transform")
+    return open_prepared(small_cache / prepare("typographic", data, model, Location(small_cache)))
 
 
 @pytest.fixture(scope="session")

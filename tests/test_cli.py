@@ -78,3 +78,18 @@ def test_evaluate_prints_counts_with_intervals() -> None:
     wrong = clippo("evaluate", "--data", "rta-100:/nowhere")
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
+
+
+def test_prepare_builds_what_the_sweep_then_finds(tmp_path: Path) -> None:
+    small = ["--data.train-pictures", "40", "--data.eval-pictures", "8", "--workers", "1"]
+    done = clippo("prepare", "--results", str(tmp_path), *small)
+    assert done.returncode == 0, done.stderr
+    assert "40 train pictures, 40 attacked copies" in done.stdout
+    assert "8 test/nonsense/held_out" in done.stdout
+    (manifest,) = (tmp_path / "prepared").glob("*/manifest.json")
+    built = manifest.stat().st_mtime_ns
+    again = clippo("prepare", "--results", str(tmp_path), *small, "--model.prompt", "the {}")
+    assert again.stdout == done.stdout
+    assert manifest.stat().st_mtime_ns == built
+    wrong = clippo("prepare", "--results", str(tmp_path), "--data.source", "folder:/nowhere")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr

@@ -2,22 +2,6 @@
 
 from clippo.front.hypervolume import hypervolume
 from clippo.front.pareto import pareto_mask
-from clippo.front.uncertainty import (
-    accuracy_draws,
-    draws_interval,
-    front_probability,
-    retention_draws,
-    retention_interval,
-    wilson_interval,
-)
+from clippo.front.uncertainty import front_probability, retention_interval, wilson_interval
 
-__all__ = [
-    "accuracy_draws",
-    "draws_interval",
-    "front_probability",
-    "hypervolume",
-    "pareto_mask",
-    "retention_draws",
-    "retention_interval",
-    "wilson_interval",
-]
+__all__ = ["front_probability", "hypervolume", "pareto_mask", "retention_interval", "wilson_interval"]

@@ -1,31 +1,59 @@
 """Operating points: what each trial offers, from the rows of a sweep.
 
 A trial offers one point for each variant of its weights; the untouched model is a point of its own. Points
-are compared on validation pictures, which the search saw; the test numbers beside them are for the report.
+are compared and chosen on validation pictures, which the search saw; the test numbers beside them only report
+what came of it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from clippo.errors import StoreError
-from clippo.evaluate import Counts, objectives
-from clippo.front.hypervolume import hypervolume
+from clippo.errors import ConfigError, StoreError
+from clippo.front.counts import (
+    AVERAGED,
+    EVAL_COLUMNS,
+    REFERENCE,
+    CountTable,
+    Setting,
+    SplitCounts,
+    position,
+    read_counts,
+)
+from clippo.front.evidence import HV_REFERENCE_POINT, Evidence, Mask, Noise, interval_of
 from clippo.front.pareto import pareto_mask
-from clippo.front.uncertainty import accuracy_draws, draws_interval, front_probability, retention_draws
-from clippo.results import ResultStore
+from clippo.front.uncertainty import Array, seed_spread, wilson_interval
+from clippo.results import ResultStore, View
 
-REFERENCE = "reference"
-HV_REFERENCE_POINT = (0.0, 0.0)
-DRAWS, CONFIDENCE = 1000, 0.9
+__all__ = [
+    "HV_REFERENCE_POINT",
+    "REFERENCE",
+    "Comparison",
+    "Front",
+    "Point",
+    "describe",
+    "front_of",
+    "read_front",
+]
+
+CONFIDENCE = 0.9
+MIN_RETENTION, CHANCE = 0.98, 0.9
+"""What the recommended point must keep, unless the user says otherwise, and how surely."""
+
+UNTOUCHED = "untouched model"
+TUNING = "cross-entropy tuning"
+PAINT = "PAINT (interpolated)"
+PREFERENCE = "preference optimisation"
+METHODS = (UNTOUCHED, TUNING, PAINT, PREFERENCE)
+
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +61,52 @@ class Point:
     """One model that could be shipped.
 
     Attributes:
-        robustness, retention: on validation pictures; ``*_interval`` is the 90 % interval from the counts.
-        probability: that the point is on the front, given the noise of the counts.
-        test: the same on test pictures, with the attack success rate and the accuracy of each kind of set.
+        method: how it was made, one of `METHODS`.
+        trial_ids: trials of its settings, one for each seed; the numbers are their means, and ``trial_id``
+            is the one to export.
+        device_s: what training it once took, on average over the seeds.
+        robustness, retention: on validation pictures; ``*_interval`` is the 90 % interval from the counts and
+            the spread of the seeds, as far as that is known.
+        probability: that the point is on the front, given that noise.
+        chance: that its retention is at least ``Front.min_retention``, given that noise; None far off the
+            front.
+        group: points on the front of one group cannot be told apart; 0 off the front.
+        test: the same on test pictures, with the attack success rate and the accuracy of each kind of set;
+            ``test_intervals`` has their 90 % intervals.
     """
 
     trial_id: str
+    trial_ids: list[str]
     variant: str
+    method: str
     settings: dict[str, Any]
+    device_s: float
     robustness: float
-    robustness_interval: tuple[float, float]
+    robustness_interval: Bounds
     retention: float
-    retention_interval: tuple[float, float]
+    retention_interval: Bounds
     on_front: bool
     probability: float
+    chance: float | None
+    group: int
     test: dict[str, float]
+    test_intervals: dict[str, Bounds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What one method offers beside the untouched model.
+
+    Attributes:
+        best: the most robust of its points that keeps ``Front.min_retention`` with a chance of at least 90 %.
+        front: its own front, by retention.
+    """
+
+    method: str
+    best: Point
+    front: list[Point]
+    hypervolume: float
+    hypervolume_interval: Bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,39 +115,100 @@ class Front:
 
     Attributes:
         hypervolume: as measured, above (0, 0); optimistic, since a front picks the best of noisy points.
-        hypervolume_interval: of what endless pictures would give; it may lie below the measured value.
+        hypervolume_interval: of what endless pictures would give.
+        min_retention: what the recommended point is to keep.
+        recommended: the most robust point that keeps it with a chance of at least 90 %.
+        alike: points that cannot be told from it.
+        knee: where more robustness starts to cost more retention than before; None on a front of two points.
+        comparisons: what each method offers on the same axes, the untouched model first.
+        gain: the hypervolume that preference optimisation adds to the other methods, with its interval.
+        device_s: what all trials together took, failed ones included.
+        repeated: settings that were run with several seeds; 0: what another seed would give is not known.
+        seed_sd: the standard deviation of robustness and retention between seeds.
     """
 
     sweep: str
     points: list[Point]
     hypervolume: float
-    hypervolume_interval: tuple[float, float]
+    hypervolume_interval: Bounds
     completed: int
     failed: int
+    min_retention: float
+    recommended: Point
+    alike: list[Point]
+    knee: Point | None
+    comparisons: list[Comparison]
+    gain: float
+    gain_interval: Bounds
+    device_s: float
+    repeated: int
+    seed_sd: Bounds
 
     @property
     def front(self) -> list[Point]:
         return [p for p in self.points if p.on_front]
 
+    @property
+    def reference(self) -> Point:
+        return self.points[0]
+
+    @property
+    def gained_per_device_hour(self) -> float | None:
+        """Hypervolume above the untouched model's for each hour of a device; None when none was used."""
+        gained = self.hypervolume - self.comparisons[0].hypervolume
+        return gained / (self.device_s / 3600) if self.device_s else None
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: the untouched model as ``reference``, and the points on the front."""
-        reference = next(p for p in self.points if p.trial_id == REFERENCE)
-        return {**vars(self), "reference": vars(reference), "points": [vars(p) for p in self.front]}
+        return {
+            "sweep": self.sweep,
+            "completed": self.completed,
+            "failed": self.failed,
+            "confidence": CONFIDENCE,
+            "hypervolume": self.hypervolume,
+            "hypervolume_interval": self.hypervolume_interval,
+            "min_retention": self.min_retention,
+            "recommended": _plain(self.recommended),
+            "alike": [{"trial_id": p.trial_id, "variant": p.variant} for p in self.alike],
+            "knee": self.knee and _plain(self.knee),
+            "comparisons": [
+                {
+                    "method": c.method,
+                    "hypervolume": c.hypervolume,
+                    "hypervolume_interval": c.hypervolume_interval,
+                    "best": _plain(c.best),
+                    "front": [_plain(p) for p in c.front],
+                }
+                for c in self.comparisons
+            ],
+            "gain": self.gain,
+            "gain_interval": self.gain_interval,
+            "seeds": {"repeated_settings": self.repeated, "sd": self.seed_sd},
+            "cost": {
+                "device_hours": self.device_s / 3600,
+                "hypervolume_gained_per_device_hour": self.gained_per_device_hour,
+                "device_s": {p.trial_id: p.device_s for p in self.points if p.trial_id != REFERENCE},
+            },
+            "reference": _plain(self.reference),
+            "points": [_plain(p) for p in self.front],
+        }
 
 
-def front_of(store: ResultStore, sweep: str) -> Front:
+def front_of(store: ResultStore, sweep: str, *, min_retention: float = MIN_RETENTION) -> Front:
     """The front of what is in the store, also while the sweep still runs.
 
     Raises:
         StoreError: no such sweep, or nothing measured yet.
+        ConfigError: ``min_retention`` is out of its bounds.
     """
     config = store.config(sweep)
     if config is None:
         known = ", ".join(store.sweeps()) or "none"
         raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {known}")
     return read_front(
-        sweep, store.trials(sweep), store.evals(sweep),
+        sweep, store.trials(sweep), store.evals(sweep, View(columns=EVAL_COLUMNS, dictionary=True)),
         robustness_sets=config["robustness_sets"], retention_sets=config["retention_sets"],
+        min_retention=min_retention,
     )  # fmt: skip
 
 
@@ -99,73 +219,75 @@ def read_front(
     *,
     robustness_sets: Sequence[str],
     retention_sets: Sequence[str],
+    min_retention: float = MIN_RETENTION,
 ) -> Front:
     """The front of one sweep, from its rows; also while the sweep still runs.
 
     Raises:
         StoreError: the untouched model has not been measured yet.
+        ConfigError: ``min_retention`` is out of its bounds, or the rows lack a set of the objectives.
     """
-    rows = {r["trial_id"]: r for r in trials.to_pylist()}
-    counts: dict[tuple[str, str], list[Counts]] = defaultdict(list)
-    last_epoch: dict[str, int] = {}
-    # A trial may have ended since the trials were read.
-    evaluations = [e for e in evals.to_pylist() if rows.get(e["trial_id"], {}).get("attempt") == e["attempt"]]
-    for row in evaluations:
-        last_epoch[row["trial_id"]] = max(row["epoch"], last_epoch.get(row["trial_id"], 0))
-    for row in evaluations:
-        complete = rows[row["trial_id"]]["status"] == "completed"
-        if complete and row["epoch"] == last_epoch[row["trial_id"]]:
-            fields = {f: row[f] for f in ("eval_set", "variant", "n_correct", "n_total", "n_fooled")}
-            counts[row["trial_id"], row["variant"]].append(Counts(**fields))
-    if (REFERENCE, REFERENCE) not in counts:
-        raise StoreError(
-            f"sweep {sweep!r} has no measurement of the untouched model yet; wait for it or rerun it"
+    if not 0 < min_retention <= 1:
+        raise ConfigError(
+            f"min_retention is {min_retention}; it must be above 0 and at most 1, which is all that the "
+            "untouched model can do"
         )
-    reference = counts[REFERENCE, REFERENCE]
+    counts = read_counts(sweep, trials, evals, robustness_sets=robustness_sets, retention_sets=retention_sets)
+    validation, test = counts.split("validation"), counts.split("test")
+    noise, repeated, seed_sd = _noise(counts)
+    methods = _methods(counts)
+    untouched = methods == METHODS.index(UNTOUCHED)
+    families = {name: untouched | (methods == i) for i, name in enumerate(METHODS)}
+    # The curve of interpolated weights ends at the averaged ones.
+    families[PAINT] |= families[TUNING] & (np.array(counts.variant_P) == AVERAGED)
+    families = {name: family for name, family in families.items() if family.sum() > 1 or name == UNTOUCHED}
+    everything, others = np.ones_like(untouched), methods != METHODS.index(PREFERENCE)
+    evidence = Evidence.of(validation, noise, [everything, others, *families.values()])
 
-    def measured(variant: list[Counts], split: str) -> dict[str, float]:
-        return objectives(
-            variant, reference, split=split, robustness_sets=robustness_sets, retention_sets=retention_sets
+    on_front = pareto_mask(evidence.measured_PM)
+    chance = evidence.chance(min_retention)
+    points = _points(counts, evidence, noise, test, methods, on_front, chance)
+    total = evidence.volumes(everything)
+    gain, gain_interval = total.above(evidence.volumes(others))
+    chosen = _most_robust(evidence.measured_PM, on_front, chance)
+    turn = _knee(evidence.measured_PM, on_front)
+    comparisons = []
+    for name, family in families.items():
+        own_front = np.zeros_like(family)
+        own_front[family] = pareto_mask(evidence.measured_PM[family])
+        best = _most_robust(evidence.measured_PM, own_front, chance)
+        volumes = evidence.volumes(family)
+        comparisons.append(
+            Comparison(
+                method=name,
+                best=points[best],
+                front=_by_retention(points[i] for i in np.flatnonzero(own_front)),
+                hypervolume=volumes.measured,
+                hypervolume_interval=volumes.interval,
+            )
         )
-
-    keys = list(counts)
-    values = np.array(
-        [[measured(counts[k], "validation")[o] for o in ("robustness", "retention")] for k in keys]
-    )
-    mask = pareto_mask(values)
-    draws = _draws([counts[k] for k in keys], reference, robustness_sets, retention_sets)
-    draws[:, keys.index((REFERENCE, REFERENCE)), 1] = 1  # it keeps all that it has, whatever that is
-    probability = front_probability(draws)
-    low, high = draws_interval(draws, CONFIDENCE)
-    points = [
-        Point(
-            trial_id=trial_id,
-            variant=variant,
-            settings=_settings(rows[trial_id]),
-            robustness=float(values[i, 0]),
-            robustness_interval=(float(low[i, 0]), float(high[i, 0])),
-            retention=float(values[i, 1]),
-            retention_interval=(float(low[i, 1]), float(high[i, 1])),
-            on_front=bool(mask[i]),
-            probability=float(probability[i]),
-            test=_test_numbers(counts[trial_id, variant]) | measured(counts[trial_id, variant], "test"),
-        )
-        for i, (trial_id, variant) in enumerate(keys)
+    statuses = [
+        s
+        for i, s in zip(*(trials[n].to_pylist() for n in ("trial_id", "status")), strict=True)
+        if i != REFERENCE
     ]
-    points.sort(key=lambda p: (p.trial_id != REFERENCE, -p.retention, -p.robustness))
-    measured_hv = hypervolume(values, HV_REFERENCE_POINT)
-    drawn = [hypervolume(d, HV_REFERENCE_POINT) for d in draws[:: DRAWS // 200]]
-    # The best of noisy points is too good, in the data as in every draw from it; the pivotal interval
-    # (Davison and Hinkley, Bootstrap Methods, 1997, section 5.2) takes that off again.
-    drawn_low, drawn_high = draws_interval(drawn, CONFIDENCE)
-    hv_low, hv_high = 2 * measured_hv - drawn_high, 2 * measured_hv - drawn_low
     return Front(
         sweep=sweep,
-        points=points,
-        hypervolume=measured_hv,
-        hypervolume_interval=(float(hv_low), float(hv_high)),
-        completed=sum(r["status"] == "completed" and r["trial_id"] != REFERENCE for r in rows.values()),
-        failed=sum(r["status"] == "failed" for r in rows.values()),
+        points=_by_retention(points),
+        hypervolume=total.measured,
+        hypervolume_interval=total.interval,
+        completed=statuses.count("completed"),
+        failed=statuses.count("failed"),
+        min_retention=min_retention,
+        recommended=points[chosen],
+        alike=_by_retention(points[i] for i in evidence.alike(chosen)),
+        knee=None if turn is None else points[turn],
+        comparisons=comparisons,
+        gain=gain,
+        gain_interval=gain_interval,
+        device_s=sum(s or 0.0 for s in trials["device_s"].to_pylist()),
+        repeated=repeated,
+        seed_sd=seed_sd,
     )
 
 
@@ -181,47 +303,142 @@ def describe(settings: Mapping[str, Any]) -> str:
     return f"{settings['loss']}{beta} x{settings['epochs']} kl {settings['kl_weight']:.2g} lr {rate}"
 
 
-def _draws(
-    variants: list[list[Counts]],
-    reference: list[Counts],
-    robustness_sets: Sequence[str],
-    retention_sets: Sequence[str],
-) -> np.ndarray:
-    """Draws of (robustness, retention) of every point: (R, P, 2)."""
-    rng = np.random.default_rng(0)
+def flags_of(point: Point) -> str:
+    """The flags of ``clippo export`` that write this point as a checkpoint.
 
-    def table(counts: list[Counts], sets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        by_name = {c.eval_set: c for c in counts}
-        chosen = [by_name[f"validation/{s}"] for s in sets]
-        return np.array([c.n_correct for c in chosen]), np.array([c.n_total for c in chosen])
+    >>> flags_of(point)  # doctest: +SKIP
+    '--trial 00014 --alpha 0.8'
+    """
+    kind, _, value = point.variant.partition("=")
+    flag = f"--{kind} {value}" if value else f"--variant {kind}"
+    return f"--trial {point.trial_id} {flag}"
 
-    attacked = [table(v, robustness_sets) for v in variants]
-    kept = [table(v, retention_sets) for v in variants]
-    robustness = accuracy_draws(
-        [c.sum() for c, _ in attacked], [n.sum() for _, n in attacked], draws=DRAWS, rng=rng
+
+def _noise(counts: CountTable) -> tuple[Noise, int, Bounds]:
+    """How numbers may be off, how many settings were repeated, and how far their seeds lie apart."""
+    spreads = {v: [seed_spread(r[:, m] for r in same) for m in (0, 1)] for v, same in counts.repeated.items()}
+    every = [same for of_variant in counts.repeated.values() for same in of_variant]
+    pooled = [seed_spread(r[:, m] for r in every)[0] for m in (0, 1)]
+    sd_PM = np.array([[sd for sd, _ in spreads[v]] if v in spreads else pooled for v in counts.variant_P])
+    sd_PM[counts.owner_P == 0] = 0  # it was not trained
+    # The last weights and the untouched model lie on no curve.
+    lonely = np.array([position(v) is None for v in counts.variant_P])
+    curve_P = np.where(lonely, -1 - np.arange(len(lonely)), counts.owner_P)
+    noise = Noise(
+        curve_P=curve_P,
+        correlation=counts.correlation,
+        owner_P=counts.owner_P,
+        sd_PM=sd_PM / np.sqrt(counts.seeds_P)[:, None],
+        dof=max((dof for spread in spreads.values() for _, dof in spread), default=0),
     )
-    retention = retention_draws(
-        np.stack([c for c, _ in kept]), np.stack([n for _, n in kept]), *table(reference, retention_sets),
-        draws=DRAWS, rng=rng,
+    selected = spreads.get(AVERAGED, [(0.0, 0), (0.0, 0)])
+    repeated = max(map(len, counts.repeated.values()), default=0)
+    return noise, repeated, (selected[0][0], selected[1][0])
+
+
+def _methods(counts: CountTable) -> NDArray[np.int64]:
+    """Which of `METHODS` made each point."""
+
+    def method(setting: Setting, variant: str) -> str:
+        if setting.trial_id == REFERENCE:
+            return UNTOUCHED
+        if setting.settings.get("loss") != "cross_entropy":
+            return PREFERENCE
+        return PAINT if "=" in variant else TUNING
+
+    owners = [counts.settings[o] for o in counts.owner_P]
+    return np.array([METHODS.index(method(o, v)) for o, v in zip(owners, counts.variant_P, strict=True)])
+
+
+def _points(
+    counts: CountTable,
+    evidence: Evidence,
+    noise: Noise,
+    test: SplitCounts,
+    methods: NDArray[np.int64],
+    on_front: Mask,
+    chance: Array,
+) -> list[Point]:
+    """All points, in the order of the counts."""
+    numbers = {
+        name: (correct / total, *wilson_interval(np.nan_to_num(correct), np.nan_to_num(total)))
+        for name, (correct, total) in counts.numbers("test").items()
+    }
+    low, high = interval_of(test, noise)
+    for m, name in enumerate(("robustness", "retention")):
+        numbers[name] = test.objectives()[:, m], low[:, m], high[:, m]
+    names = list(numbers)
+    measured = [list(zip(*(a.tolist() for a in n), strict=True)) for n in numbers.values()]
+    tested = [
+        {n: x for n, x in zip(names, of_point, strict=True) if not math.isnan(x[0])}
+        for of_point in zip(*measured, strict=True)
+    ]
+    columns = (
+        counts.owner_P, counts.variant_P, methods, evidence.measured_PM.tolist(), evidence.low_PM.tolist(),
+        evidence.high_PM.tolist(), on_front.tolist(), evidence.probability().tolist(), chance.tolist(),
+        _groups(evidence, on_front).tolist(), tested,
     )  # fmt: skip
-    return np.stack([robustness, retention], axis=-1)
+    return [
+        Point(
+            trial_id=counts.settings[owner].trial_id,
+            trial_ids=counts.settings[owner].trial_ids,
+            variant=variant,
+            method=METHODS[method],
+            settings=counts.settings[owner].settings,
+            device_s=counts.settings[owner].device_s,
+            robustness=value[0],
+            robustness_interval=(lowest[0], highest[0]),
+            retention=value[1],
+            retention_interval=(lowest[1], highest[1]),
+            on_front=is_on_front,
+            probability=probability,
+            chance=None if math.isnan(chance_of) else chance_of,
+            group=group,
+            test={n: x for n, (x, _, _) in numbers_of.items()},
+            test_intervals={n: (a, b) for n, (_, a, b) in numbers_of.items()},
+        )
+        for (
+            owner, variant, method, value, lowest, highest, is_on_front, probability, chance_of, group, numbers_of
+        ) in zip(*columns, strict=True)
+    ]  # fmt: skip
 
 
-def _test_numbers(counts: list[Counts]) -> dict[str, float]:
-    """Accuracy of each kind of test set, seen and held-out together, and the attack success rate."""
-    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for c in counts:
-        split, kind, *_ = c.eval_set.split("/")
-        if split == "test":
-            sums[kind] = [
-                a + b for a, b in zip(sums[kind], (c.n_correct, c.n_total, c.n_fooled), strict=True)
-            ]
-    numbers = {f"{kind}_accuracy": correct / total for kind, (correct, total, _) in sums.items()}
-    if "attacked" in sums:
-        numbers["attack_success_rate"] = sums["attacked"][2] / sums["attacked"][1]
-    return numbers
+def _by_retention(points: Iterable[Point]) -> list[Point]:
+    return sorted(points, key=lambda p: (p.trial_id != REFERENCE, -p.retention, -p.robustness))
 
 
-def _settings(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")
-    return {n: row[n] for n in names if row[n] is not None} | json.loads(row["params_json"] or "{}")
+def _most_robust(measured_PM: Array, candidates: Mask, chance: Array) -> int:
+    """The most robust candidate that keeps enough with enough certainty; the untouched model always does."""
+    sure = candidates & (chance >= CHANCE)
+    sure[0] = True
+    found = np.flatnonzero(sure)
+    return int(found[np.lexsort((measured_PM[found, 1], measured_PM[found, 0]))[-1]])
+
+
+def _knee(measured_PM: Array, on_front: Mask) -> int | None:
+    """The point of the front that lies farthest above the line between its ends (Das, Struct. Optim. 1999)."""
+    front = np.flatnonzero(on_front)
+    ends = measured_PM[front].min(axis=0), measured_PM[front].max(axis=0)
+    if len(np.unique(measured_PM[front], axis=0)) < 3:
+        return None
+    above = ((measured_PM[front] - ends[0]) / (ends[1] - ends[0])).sum(axis=1)
+    return int(front[above.argmax()])
+
+
+def _groups(evidence: Evidence, on_front: Mask) -> NDArray[np.int64]:
+    """Numbers the points on the front, by retention: a group ends where one can be told from its first."""
+    group = np.zeros(len(on_front), dtype=np.int64)
+    front = np.flatnonzero(on_front)
+    front = front[np.lexsort((front, -evidence.measured_PM[front, 1]))]
+    like_first, number = np.zeros_like(on_front), 0
+    for point in front:
+        if not like_first[point]:
+            like_first[:] = False
+            like_first[evidence.alike(int(point), np.sort(front))] = True
+            number += 1
+        group[point] = number
+    return group
+
+
+def _plain(point: Point) -> dict[str, Any]:
+    return dict(vars(point))

@@ -1,6 +1,10 @@
 """The prepared set: everything that is the same in every step of every trial, computed once."""
 
 from clippo.prepared.build import prepare
-from clippo.prepared.reader import EvalData, PreparedSet, open_prepared
+from clippo.prepared.location import Location, fetch
+from clippo.prepared.reader import EvalData, PreparedSet, Rows, open_prepared
+from clippo.prepared.text import text_features
 
-__all__ = ["EvalData", "PreparedSet", "open_prepared", "prepare"]
+__all__ = [
+    "EvalData", "Location", "PreparedSet", "Rows", "fetch", "open_prepared", "prepare", "text_features",
+]  # fmt: skip

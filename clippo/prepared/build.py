@@ -1,228 +1,293 @@
 """Builds a prepared set: pictures, attacked copies, activations at the cut, the reference's embeddings.
 
-A prepared set is a folder named after a digest of all that went into it, so the same inputs are never
-prepared twice. Its pictures are written in shards, one Arrow IPC file per set and shard, by as many processes
-as asked for; ``manifest.json`` is written last, and a folder without it is unfinished and built again.
+A prepared set is named after a digest of all that goes into it, so the same inputs are never prepared twice.
+Its pictures are built in shards (``shard.py``), here or by Ray Data, which carries only descriptions of
+shards and summaries of them. A shard whose summary exists is not built again, so a preparation that was
+killed goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import multiprocessing
-import shutil
-import uuid
+import logging
+import os
+import pickle
+import sys
+import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import open_clip
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from clippo.config import DataConfig, ModelConfig, digest
-from clippo.errors import DataError
-from clippo.model import ClipModel, Policy, load_clip, policy_of
+from clippo.errors import DataError, ResourceError
+from clippo.model import ClipModel, load_clip
+from clippo.prepared.location import Location, files_of, remove_stale
+from clippo.prepared.shard import Recipe, ShardBuilder, Summary, data_digest_of
 from clippo.tasks import TASKS, TypographicTask
-from clippo.tasks.typographic import Row
 
-FORMAT = 2
-BATCH = 64
-SHARD = 128  # pictures of a part that are prepared together
-UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+FORMAT = 3  # of the files and their names; part of the digest
+SHARD = 256  # pictures of a part that are built together: what a killed builder repeats
+RETRIES = 3  # of a shard whose process dies
 
-
-@dataclass(frozen=True)
-class _Shard:
-    """Pictures ``start`` to ``stop`` of one part, and all that a process needs to prepare them."""
-
-    task_name: str
-    data: DataConfig
-    model: ModelConfig
-    part: str
-    start: int
-    stop: int
-    folder: Path
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What a shard became: per set the file, its rows, and the shape and dtype of an input."""
-
-    shard: _Shard
-    sets: dict[str, dict[str, Any]]
-    left_out: list[str]
+Progress = Callable[[int, int], None]
 
 
 def prepare(
-    task_name: str, data: DataConfig, model: ModelConfig, cache: Path, *, processes: int = 1,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:  # fmt: skip
-    """Builds the prepared set of a task and a model below ``cache`` unless it is there; returns its folder.
+    task_name: str, data: DataConfig, model: ModelConfig, location: Location, *, workers: int = 1,
+    gpus: float = 0.0, verbose: bool = False, on_progress: Progress = lambda done, total: None,
+) -> str:  # fmt: skip
+    """Builds the prepared set of a task and a model unless it is there; returns its digest.
 
     Args:
-        processes: worker processes; 1 builds it in this one.
+        workers: processes; 1 without a GPU is this one, otherwise they are workers of Ray, which is started
+            on this machine when this process has not joined a cluster.
+        gpus: of each worker.
+        verbose: show the logs of Ray Data.
         on_progress: called with the number of pictures done and the number of all.
 
     Raises:
-        DataError: more pictures than ``data.max_unreadable`` cannot be decoded, or a part has none.
+        DataError: more pictures than ``data.max_unreadable`` cannot be decoded, or a part has none; or the
+            workers have other pictures, or write to another place, than this process.
+        StoreError: the location cannot be used.
     """
-    task = TASKS[task_name](data)
-    clip, _ = _model(model)
-    # The prompt is left out: text features are cheap, and a changed prompt must not rebuild the pictures.
-    model_digest = weights_digest(clip)
-    data_digest = digest(task_name, data, task.source.fingerprint)
-    folder = cache / digest(FORMAT, model_digest, model.trainable, data_digest)
-    if (folder / "manifest.json").exists():
-        return folder
-    building = folder.with_suffix(f".{uuid.uuid4().hex}")
-    building.mkdir(parents=True)
-
-    shards = []
-    for part in task.parts.values():
-        if not part.pictures:
-            raise DataError(
-                f"{data.source} has no pictures for {part.name}; add some or change data.seen_share"
-            )
-        starts = range(0, len(part.pictures), SHARD)
-        ends = [min(s + SHARD, len(part.pictures)) for s in starts]
-        shards += [
-            _Shard(task_name, data, model, part.name, s, e, building)
-            for s, e in zip(starts, ends, strict=True)
-        ]
-    total, done, written = sum(s.stop - s.start for s in shards), 0, []
-    with _executor(min(processes, len(shards))) as run:
-        for result in run(shards):
-            written.append(result)
-            done += result.shard.stop - result.shard.start
-            on_progress(done, total)
-    written.sort(key=lambda w: (w.shard.part, w.shard.start))
-    left_out = [key for w in written for key in w.left_out]
-    if len(left_out) > data.max_unreadable * total:
-        shutil.rmtree(building)
+    task, clip = TASKS[task_name](data), load_clip(model.name, model.pretrained)
+    model_digest, data_digest = weights_digest(clip), data_digest_of(task_name, data, task)
+    # The prompt is left out: a changed one must not rebuild the pictures.
+    name = digest(FORMAT, model_digest, model.trainable, data_digest)
+    recipe = Recipe(task_name, data, model, location, name, model_digest, data_digest, on_gpu=gpus > 0)
+    kept = location.read(f"{name}/manifest.json")
+    if kept is not None and _has_files(manifest := json.loads(kept), recipe):
+        _refuse_many_left_out(manifest, recipe)
+        return name
+    remove_stale(location.cache / name)
+    manifest = _manifest(recipe, task, _build(recipe, task, clip, workers, gpus, verbose, on_progress))
+    _refuse_many_left_out(manifest, recipe)
+    if not _has_files(manifest, recipe):
         raise DataError(
-            f"{len(left_out)} of {total} pictures cannot be decoded (data.max_unreadable "
-            f"allows {data.max_unreadable:.1%}); mend or remove them, the first is {left_out[0]}"
+            f"the workers wrote to another {location} than this process reads; "
+            "use results on object storage, or in a folder that all nodes share"
         )
-    manifest = {
-        "format": FORMAT,
-        "digest": folder.name,
-        "model_digest": model_digest,
-        "data_digest": data_digest,
-        "data": asdict(data),
-        "classes": list(task.classes),
-        "left_out": left_out,
-        "sets": {
-            name: {
-                "candidates": list(part.candidates),
-                "shards": [w.sets[name] for w in written if name in w.sets],
-            }
-            for part in task.parts.values()
-            for name in part.sets
-        },
-    }
-    (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    if folder.exists() and not (folder / "manifest.json").exists():
-        shutil.rmtree(folder)  # somebody took the manifest away
-    try:
-        building.rename(folder)
-    except OSError:  # another process was first; its set is the same
-        if not (folder / "manifest.json").exists():
-            raise
-        shutil.rmtree(building)
-    return folder
-
-
-@contextmanager
-def _executor(processes: int) -> Iterator[Callable[[list[_Shard]], Iterator[_Written]]]:
-    """Prepares shards here or in worker processes, in any order."""
-    if processes <= 1:
-        yield lambda shards: map(_prepare_shard, shards)
-        return
-    # Forking a process that has started torch's or Arrow's threads can hang.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield lambda shards: (
-            f.result() for f in as_completed([pool.submit(_prepare_shard, s) for s in shards])
-        )
-
-
-# A process prepares many shards of one set, and need not load the model or list the pictures for each.
-
-
-@lru_cache(maxsize=1)
-def _model(model: ModelConfig) -> tuple[ClipModel, Policy]:
-    clip = load_clip(model.name, model.pretrained)
-    return clip, policy_of(clip, model.trainable)
-
-
-@lru_cache(maxsize=1)
-def _task(task_name: str, data: DataConfig, folder: Path) -> TypographicTask:
-    return TASKS[task_name](data)  # by the folder that is built: next time the pictures may be others
-
-
-def _prepare_shard(shard: _Shard) -> _Written:
-    torch.set_num_threads(1)
-    clip, policy = _model(shard.model)
-    task = _task(shard.task_name, shard.data, shard.folder)
-    part = task.parts[shard.part]
-    rows: list[Row] = []
-    left_out = []
-    for index in range(shard.start, shard.stop):
-        try:
-            rows += list(task.rows(part, index, clip.pixels))
-        except UNREADABLE as error:
-            left_out.append(f"{part.pictures[index].key}: {type(error).__name__}")
-    sets = {}
-    for name in part.sets:
-        if mine := [row for row in rows if row.set_name == name]:
-            path = shard.folder / f"{name.replace('/', '-')}-{shard.start:06d}.arrow"
-            sets[name] = _write(path, mine, policy)
-    return _Written(shard, sets, left_out)
+    location.write(f"{name}/manifest.json", json.dumps(manifest, indent=1).encode())
+    return name
 
 
 def weights_digest(clip: ClipModel) -> str:
-    """A digest of the model's weights, since a name and a tag can come to mean other weights."""
-    sums = [
-        f"{n}:{w.double().sum().item():.6e}:{w.double().abs().sum().item():.6e}"
-        for n, w in clip.model.state_dict().items()
-    ]
-    return digest(sums)
+    """A digest of a model: its weights byte by byte, its architecture, and how it takes pictures.
+
+    A name and a tag can come to mean other weights, and the same weights be loaded into another architecture.
+    """
+    hashed = hashlib.sha256()
+    for name, weights in sorted(clip.model.state_dict().items()):
+        hashed.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+        hashed.update(weights.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    architecture = [clip.name, *(type(m).__name__ for m in clip.model.modules())]
+    taken = {k: str(v) for k, v in open_clip.get_model_preprocess_cfg(clip.model).items()}
+    return digest(architecture, taken, hashed.hexdigest())
 
 
-def _write(path: Path, rows: list[Row], policy: Policy) -> dict[str, Any]:
-    """Writes the rows of one set as one record batch."""
-    inputs, embeddings = [], []
-    for start in range(0, len(rows), BATCH):
-        pixels = np.stack([np.asarray(row.image) for row in rows[start : start + BATCH]])
-        entering, embedding = _frozen_part(torch.from_numpy(pixels), policy)
-        inputs.append(entering)
-        embeddings.append(embedding)
-    entering = torch.cat(inputs)
-    record = pa.record_batch({
-        "label": pa.array([row.label for row in rows], pa.int32()),
-        "attack_label": pa.array([row.attack_label for row in rows], pa.int32()),
-        "input": _fixed_size(entering),
-        "reference": _fixed_size(torch.cat(embeddings)),
-    })  # fmt: skip
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, record.schema) as writer:
-        writer.write_batch(record)
-    dtype = str(entering.dtype).removeprefix("torch.")
-    return {"file": path.name, "rows": len(rows), "shape": list(entering.shape[1:]), "dtype": dtype}
+# --- the set ----------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def _frozen_part(pixels_BHWC: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
-    """What enters the cut, and the reference's embedding; activations are kept as bfloat16."""
-    entering = policy.frozen(pixels_BHWC)
-    return entering, policy.embed(entering)
+def _build(
+    recipe: Recipe, task: TypographicTask, clip: ClipModel, workers: int, gpus: float, verbose: bool,
+    on_progress: Progress,
+) -> list[Summary]:  # fmt: skip
+    """Builds what is missing; returns the summaries of all shards, in the order of their pictures."""
+    shards = _shards(recipe, task)
+    known = _known(recipe, shards)
+    # What could not be decoded may be readable by now, as after a network was down.
+    built = [s for s in known.values() if not s["left_out"]]
+    done = {s["key"] for s in built}
+    todo = [{**s, "known": json.dumps(known.get(s["key"]))} for s in shards if s["key"] not in done]
+    total, ready = sum(s["stop"] - s["start"] for s in shards), sum(s["stop"] - s["start"] for s in built)
+    on_progress(ready, total)
+    if gpus or min(workers, len(todo)) > 1:
+        summaries = _built_on_ray(recipe, todo, workers, gpus, verbose)
+    else:
+        summaries = map(ShardBuilder(recipe, task, clip).build, todo)
+    for summary in summaries:
+        built.append(summary)
+        ready += summary["stop"] - summary["start"]
+        on_progress(ready, total)
+    by_key = {s["key"]: s for s in built}
+    return [by_key[s["key"]] for s in shards]
 
 
-def _fixed_size(values: Tensor) -> pa.Array:
-    data = values.contiguous().view(len(values), -1).view(torch.uint8).numpy()
-    buffer = pa.py_buffer(data.tobytes())
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(data.shape[1]), len(data), [None, buffer])
+def _shards(recipe: Recipe, task: TypographicTask) -> list[dict[str, Any]]:
+    """``key``, ``part``, ``start`` and ``stop`` of each shard: pictures ``start`` to ``stop`` of a part."""
+    shards = []
+    for part in task.parts.values():
+        n = len(part.pictures)
+        if not n:
+            raise DataError(
+                f"{recipe.data.source} has no pictures for {part.name}; add some or change data.seen_share"
+            )
+        for start in range(0, n, SHARD):
+            key = f"{recipe.digest}/shards/{part.name}/{start:07d}.json"
+            shards.append({"key": key, "part": part.name, "start": start, "stop": min(start + SHARD, n)})
+    return shards
+
+
+def _known(recipe: Recipe, shards: list[dict[str, Any]]) -> dict[str, Summary]:
+    """The summaries of those shards that were built before and whose files are there."""
+    stops, sizes = {s["key"]: s["stop"] for s in shards}, recipe.location.sizes(recipe.digest)
+    found = {k: json.loads(v) for k, v in recipe.location.read_below(f"{recipe.digest}/shards").items()}
+    return {
+        key: summary
+        for key, summary in found.items()
+        if stops.get(key) == summary["stop"]
+        and all(sizes.get(f"{recipe.digest}/{f['file']}") == f["size"] for f in summary["sets"].values())
+    }
+
+
+def _has_files(manifest: dict[str, Any], recipe: Recipe) -> bool:
+    sizes = recipe.location.sizes(recipe.digest)
+    return all(sizes.get(f"{recipe.digest}/{f['file']}") == f["size"] for f in files_of(manifest))
+
+
+def _manifest(recipe: Recipe, task: TypographicTask, built: list[Summary]) -> dict[str, Any]:
+    sets = {}
+    for part in task.parts.values():
+        for name in part.sets:
+            files = [s["sets"][name] for s in built if name in s["sets"]]
+            if not files:
+                raise DataError(
+                    f"none of the {len(part.pictures)} pictures for {name} can be decoded, the first is "
+                    f"{_first_left_out(built, part.name)}; mend or replace them"
+                )
+            kind = {key: files[0][key] for key in ("shape", "dtype", "channels_last")}
+            sets[name] = {
+                "candidates": list(part.candidates),
+                "pairwise": part.pairwise,
+                **kind,
+                "files": [{k: f[k] for k in ("file", "rows", "size", "sha256")} for f in files],
+            }
+    return {
+        "format": FORMAT,
+        "digest": recipe.digest,
+        "model_digest": recipe.model_digest,
+        "data_digest": recipe.data_digest,
+        "task": recipe.task_name,
+        "trainable": recipe.model.trainable,
+        "data": asdict(recipe.data),
+        "classes": list(task.classes),
+        "templates": list(task.templates),
+        "pictures": sum(s["stop"] - s["start"] for s in built),
+        "left_out": [entry for s in built for entry in s["left_out"]],
+        "sets": sets,
+    }
+
+
+def _first_left_out(built: list[Summary], part: str) -> str:
+    entry = next(e for s in built if s["part"] == part for e in s["left_out"])
+    return f"{entry['key']} ({entry['reason']})"
+
+
+def _refuse_many_left_out(manifest: dict[str, Any], recipe: Recipe) -> None:
+    left_out, total = manifest["left_out"], manifest["pictures"]
+    if len(left_out) <= recipe.data.max_unreadable * total:
+        return
+    key = f"{recipe.digest}/left_out.json"
+    recipe.location.write(key, json.dumps(left_out, indent=1).encode())
+    raise DataError(
+        f"{len(left_out)} of {total} pictures cannot be decoded (data.max_unreadable allows "
+        f"{recipe.data.max_unreadable:.1%}); mend or remove them, the first is {left_out[0]['key']} "
+        f"({left_out[0]['reason']}), all are in {recipe.location}/{key}"
+    )
+
+
+# --- Ray --------------------------------------------------------------------------------------------------
+
+
+def _built_on_ray(
+    recipe: Recipe, shards: list[dict[str, Any]], workers: int, gpus: float, verbose: bool
+) -> Iterator[Summary]:
+    """Builds shards in worker processes, in any order."""
+    import ray  # takes seconds, and most processes find their set prepared
+    import ray.data
+
+    with _ray_started(verbose), _quiet_data_context(verbose):
+        n = min(workers, len(shards))
+        pool = ray.data.ActorPoolStrategy(
+            min_size=1, max_size=n, initial_size=n, max_tasks_in_flight_per_actor=1
+        )
+        # A block a shard, or Ray Data would hand out several at once.
+        described = ray.data.from_items(shards, override_num_blocks=len(shards))
+        with warnings.catch_warnings():
+            # Without a bound, a shard that exhausts the memory would be tried for ever. Ray means to take the
+            # argument away, but has nothing in its place yet.
+            warnings.simplefilter("ignore")
+            built = described.map(
+                ShardBuilder,  # type: ignore[arg-type]  # a worker makes one instance and calls that
+                fn_constructor_args=[recipe],
+                compute=pool,
+                num_cpus=1,
+                num_gpus=gpus,
+                max_task_retries=RETRIES,
+            )
+        rows = iter(built.iter_rows())
+        try:
+            with nullcontext() if verbose else _silent_stderr():  # while the workers start
+                first = [next(rows)]
+            for row in chain(first, rows):
+                if row["error"]:
+                    raise pickle.loads(row["error"])
+                yield json.loads(row["summary"])
+        except ray.exceptions.RayActorError as error:
+            raise ResourceError(
+                f"a process that prepares pictures died {RETRIES + 1} times at the same ones, perhaps out of "
+                f"memory ({n} at once); use fewer or a larger machine, what was finished is kept"
+            ) from error
+
+
+@contextmanager
+def _ray_started(verbose: bool) -> Iterator[None]:
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, include_dashboard=False, log_to_driver=verbose, logging_level=level)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _quiet_data_context(verbose: bool) -> Iterator[None]:
+    """No progress bars and logs of Ray Data's own."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = verbose
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(level if verbose else logging.CRITICAL)  # an error is raised besides
+    try:
+        with DataContext.current(context):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's core calls an error, past all logging of Python, how Ray Data starts its workers."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

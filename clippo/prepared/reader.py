@@ -16,7 +16,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from clippo.data.prompts import templates_of
 from clippo.errors import DataError
+from clippo.prepared.location import is_whole
 
 
 class Rows:
@@ -28,36 +30,51 @@ class Rows:
         reference: the reference's unit-length embeddings, float32 (N, D).
     """
 
-    def __init__(self, folder: Path, shards: Sequence[dict[str, Any]]) -> None:
-        self._dtype: torch.dtype = getattr(torch, shards[0]["dtype"])
-        self._shape: tuple[int, ...] = tuple(shards[0]["shape"])
-        # A map lives as long as the arrays that point into it.
-        batches = [pa.ipc.open_file(pa.memory_map(str(folder / s["file"]))).get_batch(0) for s in shards]
+    def __init__(self, folder: Path, described: dict[str, Any]) -> None:
+        self._dtype: torch.dtype = getattr(torch, described["dtype"])
+        self._channels_last: bool = described["channels_last"]
+        shape: list[int] = described["shape"]
+        self._shape = [*shape[1:], shape[0]] if self._channels_last else shape
+        batches = [b for f in described["files"] for b in _mapped_batches(folder / f["file"])]
         self._chunks = [_bytes_of(b.column("input")) for b in batches]
         self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
-        table = pa.Table.from_batches(batches)
-        self.labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
-        self.attack_labels = torch.from_numpy(table["attack_label"].to_numpy().astype(np.int64))
+        labels, attack_labels = (
+            np.concatenate([b.column(name).to_numpy() for b in batches]) for name in ("label", "attack_label")
+        )
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.attack_labels = torch.from_numpy(attack_labels.astype(np.int64))
         reference = np.concatenate([_bytes_of(b.column("reference")) for b in batches])
         self.reference = torch.from_numpy(reference).view(torch.float32)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def inputs(self, indices: Sequence[int] | range) -> Tensor:
-        """What the policy takes, for some pictures: uint8 pixels or bfloat16 activations."""
-        chunk = np.searchsorted(self._starts, indices, side="right") - 1
-        rows = np.stack([self._chunks[c][i - self._starts[c]] for c, i in zip(chunk, indices, strict=True)])
-        return torch.from_numpy(rows).view(self._dtype).reshape(len(rows), *self._shape)
+    def inputs(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """What the policy takes, for some pictures, as ``Policy.frozen`` gave it; a copy."""
+        rows = np.asarray(indices)
+        chunk = np.searchsorted(self._starts, rows, side="right") - 1
+        within = rows - self._starts[chunk]
+        # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.
+        copied = np.empty((len(rows), self._chunks[0].shape[1]), np.uint8)
+        for target, c, i in zip(copied, chunk.tolist(), within.tolist(), strict=True):
+            target[:] = self._chunks[c][i]
+        inputs = torch.from_numpy(copied).view(self._dtype).view(len(rows), *self._shape)
+        return inputs.permute(0, 3, 1, 2) if self._channels_last else inputs
 
 
 @dataclass(frozen=True)
 class EvalData:
-    """One evaluation set: ``candidates`` are the classes that the model chooses among."""
+    """One evaluation set.
+
+    Attributes:
+        candidates: the classes that the model chooses among.
+        pairwise: it chooses only between a picture's own label and its attack label.
+    """
 
     name: str
     rows: Rows
     candidates: tuple[int, ...]
+    pairwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,8 @@ class PreparedSet:
 
     Attributes:
         model_digest, data_digest: of the weights, and of the pictures and how they are split and attacked.
+        templates: the prompt, or the name of ready ones, that each class uses; "" is ``model.prompt``.
+        left_out: key and reason of each picture that could not be decoded.
         clean: the train pictures; ``attacked`` holds ``copies`` attacked twins of each, in the same order.
         seen: the classes that tuning tells apart.
         evaluation: the sets of ``validation/`` and ``test/``.
@@ -75,6 +94,8 @@ class PreparedSet:
     model_digest: str
     data_digest: str
     classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
     seen: tuple[int, ...]
     copies: int
     clean: Rows
@@ -84,33 +105,51 @@ class PreparedSet:
     def evaluation_of(self, split: str) -> list[EvalData]:
         return [s for s in self.evaluation if s.name.startswith(f"{split}/")]
 
+    def templates_per_class(self, prompt: str) -> list[tuple[str, ...]]:
+        """The templates of each class, which are those of ``prompt`` where the class has none of its own.
+
+        Raises:
+            ConfigError: a prompt that is none.
+        """
+        resolved = {name: templates_of(name or prompt) for name in set(self.templates)}
+        return [resolved[name] for name in self.templates]
+
 
 def open_prepared(folder: Path) -> PreparedSet:
-    """Opens a finished prepared set.
+    """Opens a finished prepared set on this machine.
 
     Raises:
-        DataError: the folder has no manifest.
+        DataError: the folder has no manifest, or lacks some of its files.
     """
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise DataError(f"{folder} is no finished prepared set; prepare it again")
-    manifest: dict[str, Any] = json.loads(path.read_text())
-    rows = {n: Rows(folder, s["shards"]) for n, s in manifest["sets"].items()}
+    if not is_whole(folder):
+        raise DataError(f"{folder} is no whole prepared set; prepare it again")
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    rows = {name: Rows(folder, described) for name, described in manifest["sets"].items()}
     return PreparedSet(
         digest=manifest["digest"],
         model_digest=manifest["model_digest"],
         data_digest=manifest["data_digest"],
         classes=tuple(manifest["classes"]),
+        templates=tuple(manifest["templates"]),
+        left_out=tuple((entry["key"], entry["reason"]) for entry in manifest["left_out"]),
         seen=tuple(manifest["sets"]["train/clean"]["candidates"]),
         copies=manifest["data"]["attacked_copies"],
         clean=rows["train/clean"],
         attacked=rows["train/attacked"],
         evaluation=tuple(
-            EvalData(n, rows[n], tuple(s["candidates"]))
-            for n, s in manifest["sets"].items()
-            if not n.startswith("train/")
+            EvalData(name, rows[name], tuple(described["candidates"]), described["pairwise"])
+            for name, described in manifest["sets"].items()
+            if not name.startswith("train/")
         ),
     )
+
+
+def _mapped_batches(path: Path) -> list[pa.RecordBatch]:
+    with pa.memory_map(
+        str(path)
+    ) as mapped:  # the map outlives the open file, as long as arrays point into it
+        reader = pa.ipc.open_file(mapped)
+        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
 
 def _bytes_of(column: pa.FixedSizeBinaryArray) -> np.ndarray:

@@ -2,18 +2,25 @@
 
 The schema only grows. A reader fills a column that an older object lacks with nulls, so raise
 ``SCHEMA_VERSION`` with every new column and never rename or retype one.
+
+    version 2    trials.orthogonality
+    version 1    the beginning
 """
 
 import io
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clippo.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("completed", "stopped_early", "failed")
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -31,6 +38,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "beta": pa.float64(),
         "kl_weight": pa.float64(),
         "learning_rate": pa.float64(),
+        "orthogonality": pa.float64(),
         "epochs": pa.int64(),
         "batch_size": pa.int64(),
         "seed": pa.int64(),
@@ -78,11 +86,67 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "predictions_json": pa.string(),  # {"reference": class, "recommended": class, baseline: class}
     },
 }
+# Not a table of its own: a note that is kept until its trial has rows, JSON while the sweep is open.
+_STARTED = {**_TRIAL_KEY, "started_at": pa.string(), "settings_json": pa.string()}
 
-TABLES: dict[str, pa.Schema] = {
-    name: pa.schema(list(columns.items()), metadata={"clippo.schema_version": str(SCHEMA_VERSION)})
-    for name, columns in _COLUMNS.items()
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    return pa.schema(list(columns.items()), metadata={"clippo.schema_version": str(SCHEMA_VERSION)})
+
+
+TABLES: dict[str, pa.Schema] = {name: _schema(columns) for name, columns in _COLUMNS.items()}
+_SCHEMAS = {**TABLES, "started": _schema(_STARTED)}
+
+SEALED_ORDER = {
+    "trials": ("trial_id",),
+    "metrics": ("name", "trial_id", "epoch", "step"),
+    "evals": ("eval_set", "variant", "trial_id", "epoch"),
+    "started": ("trial_id",),
 }
+"""How a sealed file is sorted. What is read together lies together: the text that repeats becomes long runs,
+and the statistics of a row group tell which evaluation sets it holds, so that the others are skipped."""
+_GROUP_ROWS = 1 << 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is wanted of a table.
+
+    Attributes:
+        columns: their names; None: all.
+        where: column and the values that are wanted in it, such as ``{"loss": ["dpo", "ipo"]}``.
+        dictionary: texts as dictionary columns, which hold each distinct text once.
+    """
+
+    columns: Sequence[str] | None = None
+    where: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    dictionary: bool = False
+
+    def of(self, schema: pa.Schema) -> tuple[pa.Schema, pa.Schema]:
+        """The columns that are shown, and those that must be read for it.
+
+        Raises:
+            StoreError: the schema has no such column.
+        """
+        shown = schema.names if self.columns is None else list(self.columns)
+        read = [*shown, *(name for name in self.where if name not in shown)]
+        if unknown := set(read) - set(schema.names):
+            raise StoreError(f"no column {', '.join(sorted(unknown))}; there are {', '.join(schema.names)}")
+        fields = [schema.field(name) for name in read]
+        if self.dictionary:
+            fields = [f.with_type(_DICTIONARY) if f.type == pa.string() else f for f in fields]
+        return pa.schema(fields[: len(shown)], schema.metadata), pa.schema(fields, schema.metadata)
+
+    def rows_of(self, table: pa.Table, left_out: Sequence[str] = ()) -> pa.Table:
+        """The wanted rows, but for those of the trials that are left out."""
+        masks = [pc.is_in(table[name], pa.array(list(values))) for name, values in self.where.items()]
+        if left_out:
+            masks.append(pc.invert(pc.is_in(table["trial_id"], pa.array(left_out))))
+        return table.filter(reduce(pc.and_, masks)) if masks else table
+
+
+ALL = View()
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 
 def encode(name: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -103,37 +167,103 @@ def encode(name: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
     except (pa.ArrowException, OverflowError) as error:
         raise StoreError(f"a row does not fit table {name}: {error}") from error
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink)  # for a few rows Snappy takes half the time of Zstandard, and no more room
     return sink.getvalue()
 
 
-def decode(data: bytes, sweep: str) -> pa.Table:
-    """The rows of one object as they were written, with ``sweep`` put back."""
+def encode_sealed(name: str, table: pa.Table) -> bytes:
+    """The rows of many trials as one Parquet object, for readers of all trials at once."""
+    order = [(column, "ascending") for column in SEALED_ORDER[name]]
+    sink = io.BytesIO()
+    pq.write_table(
+        table.sort_by(order).drop_columns(["sweep"]),
+        sink,
+        compression="zstd",
+        row_group_size=_GROUP_ROWS,
+        dictionary_pagesize_limit=8 << 20,  # room for the ids of all trials of a row group
+    )
+    return sink.getvalue()
+
+
+def decode(name: str, data: bytes, sweep: str) -> pa.Table:
+    """The rows of one trial's object as they were written, with ``sweep`` put back."""
+    if name == "started":
+        row = json.loads(data)
+        row["settings_json"] = json.dumps(row.pop("settings"))
+        return pa.Table.from_pylist([{**row, "sweep": sweep}], schema=_SCHEMAS[name])
     table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).replace_schema_metadata(None)
     if "sweep" in table.column_names:
         table = table.drop_columns(["sweep"])
     return table.append_column("sweep", pa.repeat(pa.scalar(sweep), len(table)))
 
 
-def merge(name: str, tables: list[pa.Table]) -> pa.Table:
-    """Objects of any schema version as one table of the current schema; what one lacks is null.
+def decode_sealed(name: str, data: bytes, sweep: str, view: View, left_out: Sequence[str] = ()) -> pa.Table:
+    """What a view shows of a sealed object of any schema version, but for the trials that are left out.
+
+    Raises:
+        StoreError: a column has another type than here, so a newer clippo wrote it.
+    """
+    shown, read = view.of(_SCHEMAS[name])
+    if left_out and "trial_id" not in read.names:
+        read = read.append(_SCHEMAS[name].field("trial_id"))
+    try:
+        source, metadata = pa.BufferReader(data), pq.read_metadata(pa.BufferReader(data))
+        there = metadata.schema.names
+        texts = [f.name for f in read if f.type == _DICTIONARY and f.name in there]
+        file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
+        groups = [
+            number
+            for number in range(metadata.num_row_groups)
+            if all(
+                _may_hold(metadata.row_group(number).column(there.index(column)).statistics, values)
+                for column, values in view.where.items()
+                if column in there
+            )
+        ]
+        table = file.read_row_groups(groups, columns=[n for n in read.names if n in there])
+        return view.rows_of(_conformed(table, read, sweep), left_out).select(shown.names)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(name, error) from error
+
+
+def merge(name: str, tables: list[pa.Table], view: View) -> pa.Table:
+    """What a view shows of objects of any schema version; what one lacks is null.
 
     Raises:
         StoreError: an object's column has another type than here, so a newer clippo wrote it.
     """
-    schema = TABLES[name]
+    shown, read = view.of(_SCHEMAS[name])
     if not tables:
-        return schema.empty_table()
+        return shown.empty_table()
     try:
         merged = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        columns = [
-            merged[field.name].cast(field.type)
-            if field.name in merged.column_names
-            else pa.nulls(len(merged), field.type)
-            for field in schema
-        ]
+        return view.rows_of(_conformed(merged, read)).select(shown.names)
     except pa.ArrowException as error:
-        raise StoreError(
-            f"table {name} has rows that schema version {SCHEMA_VERSION} cannot read; upgrade clippo: {error}"
-        ) from error
+        raise _unreadable(name, error) from error
+
+
+def _conformed(table: pa.Table, schema: pa.Schema, sweep: str | None = None) -> pa.Table:
+    """The columns of a schema; those that the table lacks are null, or the sweep."""
+    columns = []
+    for wanted in schema:
+        if wanted.name in table.column_names:
+            columns.append(table[wanted.name].cast(wanted.type))
+        elif wanted.name == "sweep" and sweep is not None:
+            columns.append(pa.repeat(pa.scalar(sweep), len(table)).cast(wanted.type))
+        else:
+            columns.append(pa.nulls(len(table), wanted.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _may_hold(statistics: pq.Statistics | None, values: Sequence[object]) -> bool:
+    """Whether a row group may have one of these values in a column."""
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return any(statistics.min <= value <= statistics.max for value in values)
+
+
+def _unreadable(name: str, error: Exception) -> StoreError:
+    said = " ".join(str(error).split())
+    return StoreError(
+        f"table {name} has rows that schema version {SCHEMA_VERSION} cannot read; upgrade clippo: {said}"
+    )

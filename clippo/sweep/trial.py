@@ -16,21 +16,17 @@ from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
 from clippo.train import TrialSettings
 from clippo.train.loop import FAILURE
-from clippo.train.ray_train import Job, run_trial
+from clippo.train.ray_train import Job, Shared, run_trial
 
 logger = logging.getLogger(__name__)
 
 
-def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, cache: Path) -> None:
+def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, shared: Shared) -> None:
     """What Ray Tune calls. It never raises: a trial that fails reports why, and the sweep goes on."""
     trial_id: str = config["trial_id"]
     job = Job(
-        task=sweep.task,
-        model=sweep.model,
-        data=sweep.data,
-        train=sweep.train,
+        shared=shared,
         settings=TrialSettings(**config["settings"]),
-        cache=cache,
         checkpoints=StoreCheckpoints(store, checkpoint_folder(sweep.name, trial_id)),
         curve_sets=(*sweep.robustness_sets, *sweep.retention_sets),
     )

@@ -12,22 +12,21 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clippo.config import SweepConfig, absolute, digest
 from clippo.errors import ConfigError, ResourceError
 from clippo.evaluate import Counts
 from clippo.front.points import REFERENCE, Front, describe, front_of
 from clippo.losses import resolve_loss
-from clippo.prepared import open_prepared, prepare
+from clippo.prepared import fetch, open_prepared
 from clippo.results import ResultStore
+from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import SELECTED, FinishedTrial, TrialRows, finished_trials
 from clippo.sweep.search import Score, Search
@@ -100,17 +99,8 @@ def _run(
     finished: dict[str, FinishedTrial],
     resumed: bool,
 ) -> None:
-    cache = cache_of(store)
-    with _preparing(console) as on_progress:
-        folder = prepare(
-            config.task,
-            config.data,
-            config.model,
-            cache,
-            processes=min(MAX_PREPARING, os.cpu_count() or 1),
-            on_progress=on_progress,
-        )
-    prepared = open_prepared(folder)
+    shared = prepared_for(config, store, console, workers=_preparing_workers(config))
+    prepared = open_prepared(fetch(shared.prepared, shared.location))
     rows = TrialRows(config, store, prepared)
     began = time.time()
     measured = finished.pop(REFERENCE, None)
@@ -122,9 +112,7 @@ def _run(
             )
         reference = measured.counts
     else:
-        reference = measure_reference(
-            config.task, config.model, config.data, config.train, cache, gpus=config.gpus_per_worker
-        )
+        reference = measure_reference(shared, gpus=config.gpus_per_worker)
     untouched = rows.score(reference, reference)
     # The name is taken when nothing can be wrong with the configuration any more.
     if not resumed:
@@ -157,7 +145,7 @@ def _run(
     view = ProgressView(console, config.search.trials + len(config.search.baselines), untouched)
     view.resumed([v for v in scored.values() if v], failed=sum(v is None for v in scored.values()))
     with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state, view:
-        trainable = tune.with_parameters(tune_trial, sweep=config, store=store, cache=cache)
+        trainable = tune.with_parameters(tune_trial, sweep=config, store=store, shared=shared)
         tuner = tune.Tuner(
             tune.with_resources(trainable, _trial_resources(config)),
             tune_config=tune.TuneConfig(
@@ -277,19 +265,11 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def cache_of(store: ResultStore) -> Path:
-    """Where prepared sets are kept: in a local store, else in CLIPPO_CACHE or the user's cache folder."""
-    if "://" not in store.uri:
-        return Path(store.uri) / "prepared"
-    return Path(os.environ.get("CLIPPO_CACHE", Path.home() / ".cache" / "clippo")) / "prepared"
-
-
-@contextlib.contextmanager
-def _preparing(console: Console) -> Iterator[Any]:
-    columns = (TextColumn("preparing pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("prepare", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def _preparing_workers(config: SweepConfig) -> int:
+    """As many processes as trials will use; each holds a model."""
+    if config.gpus_per_worker:
+        return config.search.concurrency * max(1, config.workers)
+    return max(1, min(MAX_PREPARING, int(ray.cluster_resources().get("CPU", 1))))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,11 +15,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from clippo.config import DataConfig, ModelConfig, TrainConfig
+from clippo.config import ModelConfig, TrainConfig
 from clippo.errors import TrialError
 from clippo.evaluate import Counts
 from clippo.model import ClipModel, load_clip, policy_of
-from clippo.prepared import PreparedSet, open_prepared, prepare
+from clippo.prepared import Location, PreparedSet, fetch, open_prepared, text_features
 from clippo.train.checkpoint import Checkpoints
 from clippo.train.loop import FAILURE, fit
 from clippo.train.measure import evaluate_reference
@@ -28,19 +27,30 @@ from clippo.train.step import Frozen, TrialSettings
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all trials of a sweep share; each process loads it once.
+
+    Attributes:
+        prepared: name of the prepared set.
+        location: where it is kept, and where this node maps it from.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    prepared: str
+    location: Location
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that a worker process needs to train one trial; it is sent to it whole.
 
     Attributes:
-        cache: where prepared sets are kept on each node; a node that has none builds it.
+        curve_sets: the sets that the trial's curve is measured on.
     """
 
-    task: str
-    model: ModelConfig
-    data: DataConfig
-    train: TrainConfig
+    shared: Shared
     settings: TrialSettings
-    cache: Path
     checkpoints: Checkpoints
     curve_sets: tuple[str, ...]
 
@@ -77,7 +87,7 @@ def run_trial(
 def _train_worker(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     torch.set_num_threads(1)
-    clip, prepared, frozen = load_shared(job.task, job.model, job.data, job.cache)
+    clip, prepared, frozen = load_shared(job.shared)
     local: bool = config["local"]
     device = torch.device("cuda") if local and torch.cuda.is_available() else torch.device("cpu")
     if not local:
@@ -85,39 +95,33 @@ def _train_worker(config: dict[str, Any]) -> None:
     report = ray.tune.report if local else ray.train.report
     try:
         fit(
-            policy_of(clip, job.model.trainable), prepared, frozen, job.settings, job.train,
+            policy_of(clip, job.shared.model.trainable), prepared, frozen, job.settings, job.shared.train,
             report=report, checkpoints=job.checkpoints, curve_sets=job.curve_sets, device=device,
         )  # fmt: skip
     except TrialError as error:  # would come again on every retry; all ranks are here
         report({FAILURE: str(error)})
 
 
-def measure_reference(
-    task: str, model: ModelConfig, data: DataConfig, train: TrainConfig, cache: Path, *, gpus: float
-) -> list[Counts]:
+def measure_reference(shared: Shared, *, gpus: float) -> list[Counts]:
     """Counts of the untouched model, on the kind of device that trials use: here, or where GPUs are."""
     if not gpus:
-        return _measure_reference(task, model, data, train, cache)
-    remote = ray.remote(num_cpus=1, num_gpus=gpus)(_measure_reference)
-    counts: list[Counts] = ray.get(remote.remote(task, model, data, train, cache))
+        return _measure_reference(shared)
+    counts: list[Counts] = ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(_measure_reference).remote(shared))
     return counts
 
 
-def _measure_reference(
-    task: str, model: ModelConfig, data: DataConfig, train: TrainConfig, cache: Path
-) -> list[Counts]:
+def _measure_reference(shared: Shared) -> list[Counts]:
     torch.set_num_threads(1)
-    clip, prepared, frozen = load_shared(task, model, data, cache)
+    clip, prepared, frozen = load_shared(shared)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return evaluate_reference(policy_of(clip, model.trainable), prepared, frozen, train, device)
+    return evaluate_reference(policy_of(clip, shared.model.trainable), prepared, frozen, shared.train, device)
 
 
 @lru_cache(maxsize=1)
-def load_shared(
-    task_name: str, model: ModelConfig, data: DataConfig, cache: Path
-) -> tuple[ClipModel, PreparedSet, Frozen]:
+def load_shared(shared: Shared) -> tuple[ClipModel, PreparedSet, Frozen]:
     """The model, the prepared set and the text features; a process that runs many trials loads them once."""
-    clip = load_clip(model.name, model.pretrained)
-    prepared = open_prepared(prepare(task_name, data, model, cache))
-    text_CD = clip.text_features([model.prompt.format(c) for c in prepared.classes])
+    clip = load_clip(shared.model.name, shared.model.pretrained)
+    prepared = open_prepared(fetch(shared.prepared, shared.location))
+    templates = prepared.templates_per_class(shared.model.prompt)
+    text_CD = text_features(clip, prepared.classes, templates, shared.location)
     return clip, prepared, Frozen(text_CD, clip.logit_scale)

@@ -5,7 +5,9 @@ The writer processes of one test import this file, so what is slow to import is 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -24,79 +26,26 @@ import pytest
 
 from clippo.errors import ConfigError, StoreError
 from clippo.results import SCHEMA_VERSION, TABLES, ResultStore
+from tests.results.sample import (
+    EVALS,
+    EXAMPLE,
+    METRICS,
+    SETTINGS,
+    START,
+    TRIAL,
+    keys,
+    objects,
+    parquet,
+    write,
+)
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
-
-START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
-SETTINGS = {"loss": "ipo", "beta": 0.1, "kl_weight": 2.0, "learning_rate": 1e-5}
-TRIAL: dict[str, Any] = {
-    **SETTINGS,
-    "status": "completed",
-    "started_at": START,
-    "finished_at": START + timedelta(seconds=61),
-    "epochs": 3,
-    "batch_size": 64,
-    "seed": 7,
-    "workers": 2,
-    "trainable": "last:2",
-    "optimizer": "adamw",
-    "precision": "bf16",
-    "params_json": '{"margin": 0.5}',
-    "wall_s": 61.0,
-    "device_s": 122.0,
-    "device_type": "cpu",
-    "preemptions": 1,
-    "orthogonality": 0.5,
-    "code_version": "0.1.0",
-    "git_commit": "0" * 40,
-    "packages_json": '{"torch": "2.9"}',
-    "model_digest": "m",
-    "data_digest": "d",
-    "prepared_digest": "p",
-    "checkpoint_uri": "s3://bucket/checkpoints/t1.safetensors",
-}
-METRICS = [{"epoch": 1, "step": step, "name": "loss", "value": 1.0 / step} for step in (1, 2)]
-EVALS = [
-    {
-        "epoch": 3,
-        "eval_set": "attacked",
-        "variant": f"alpha={alpha}",
-        "seed": 7,
-        "n_correct": 80,
-        "n_total": 100,
-    }
-    for alpha in (0.5, 1.0)
-]
-EXAMPLE = {
-    "picture": b"\x89PNG",
-    "label": "cat",
-    "attack_word": "dog",
-    "predictions_json": '{"reference": "dog"}',
-}
 
 
 @pytest.fixture
 def store(store_uri: str) -> ResultStore:
     return ResultStore(store_uri)
-
-
-def write(
-    store: ResultStore, sweep: str = "s1", trial_id: str = "t1", attempt: int = 0, **trial: Any
-) -> None:
-    store.write_trial(sweep, trial_id, attempt, {**TRIAL, **trial}, METRICS, EVALS)
-
-
-def keys(table: pa.Table) -> list[tuple[str, str, int]]:
-    columns = (table[name].to_pylist() for name in ("sweep", "trial_id", "attempt"))
-    return sorted(zip(*columns, strict=True))
-
-
-def objects(store: ResultStore) -> dict[str, bytes]:
-    """Every object below the store, read without its help."""
-    fs, root = fsspec.core.url_to_fs(store.uri, skip_instance_cache=True, use_listings_cache=False)
-    found = fs.find(root, detail=True).items()  # SeaweedFS keeps a folder for a while after its last object
-    return {path.removeprefix(root): fs.cat_file(path) for path, info in found if info["type"] == "file"}
 
 
 def failure(action: Callable[[], object], *secrets: str) -> str:
@@ -201,25 +150,27 @@ def test_started_trials(store: ResultStore) -> None:
 
 
 def test_object_of_an_older_schema(store: ResultStore) -> None:
-    sink = io.BytesIO()
     old = {"trial_id": ["old"], "attempt": pa.array([0], pa.int32()), "status": ["completed"], "dropped": [1]}
-    pq.write_table(pa.table(old), sink)
-    store.write_bytes("trials/sweep=s1/old-0.parquet", sink.getvalue())
+    store.write_bytes("trials/sweep=s1/old-0.parquet", parquet(pa.table(old)))
     assert store.trials().schema == TABLES["trials"]
     write(store)
-    assert store.trials().schema == TABLES["trials"]
-    assert dict(
-        zip(store.trials()["trial_id"].to_pylist(), store.trials()["beta"].to_pylist(), strict=True)
-    ) == {
-        "old": None,
-        "t1": 0.1,
-    }
+    for _ in range(2):
+        assert store.trials().schema == TABLES["trials"]
+        assert store.trials().select(["trial_id", "beta"]).to_pylist() == [
+            {"trial_id": "old", "beta": None},
+            {"trial_id": "t1", "beta": 0.1},
+        ]
+        store.compact("s1")
 
 
-def test_object_of_an_unreadable_newer_schema(store: ResultStore) -> None:
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"trial_id": ["new"], "attempt": [0], "beta": ["adaptive"]}), sink)
-    store.write_bytes("trials/sweep=s1/new-0.parquet", sink.getvalue())
+@pytest.mark.parametrize("sealed", [False, True])
+def test_object_of_an_unreadable_newer_schema(store: ResultStore, sealed: bool) -> None:
+    new = parquet(pa.table({"trial_id": ["new"], "attempt": [0], "beta": ["adaptive"]}))
+    name = f"part-{hashlib.sha256(new).hexdigest()[:16]}.parquet" if sealed else "new-0.parquet"
+    store.write_bytes(f"trials/sweep=s1/{name}", new)
+    if sealed:
+        manifest = {"parts": [{"name": name, "rows": 1, "trials": {"new": 0}}]}
+        store.write_bytes("trials/sweep=s1/_manifest.json", json.dumps(manifest).encode())
     assert "upgrade clippo" in failure(store.trials)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from clippo.config import ModelConfig, TrainConfig
 from clippo.losses import kl_reference_to_policy, preference_loss
 from clippo.model import ClipModel, TowerPolicy, load_clip
-from clippo.prepared import PreparedSet, open_prepared, prepare
+from clippo.prepared import Location, PreparedSet, open_prepared, prepare
 from clippo.train import FileCheckpoints, TrialSettings, fit
 from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.step import Frozen, class_logps, pick
@@ -24,7 +24,8 @@ SETTINGS = TrialSettings(loss="kto", beta=0.3, kl_weight=1.0, learning_rate=2e-4
 @pytest.fixture(scope="module")
 def pixel_set(small_cache: Path) -> PreparedSet:
     """The pictures of ``small_set`` as pixels."""
-    return open_prepared(prepare("typographic", SMALL, ModelConfig(trainable="image"), small_cache))
+    model = ModelConfig(trainable="image")
+    return open_prepared(small_cache / prepare("typographic", SMALL, model, Location(small_cache)))
 
 
 def fitted(

@@ -1,8 +1,15 @@
-"""The prepared set: content-addressed, complete, and equal to what it was made from."""
+"""The prepared set: content-addressed, resumable, complete, and equal to what it was made from."""
 
 import dataclasses
 import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +18,29 @@ from PIL import Image
 
 from clippo.config import DataConfig, ModelConfig
 from clippo.errors import DataError
-from clippo.model import ClipModel, Policy
-from clippo.prepared import PreparedSet, open_prepared, prepare
-from clippo.tasks import TypographicTask
+from clippo.model import ClipModel, policy_of
+from clippo.prepared import Location, PreparedSet, build, open_prepared, prepare
+from clippo.prepared.shard import Recipe, ShardBuilder
+from clippo.tasks import TASKS, TypographicTask
 from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.step import Frozen
 
 TINY = DataConfig(train_pictures=12, eval_pictures=4)
+
+
+def prepared_in(cache: Path, data: DataConfig = TINY, model: ModelConfig | None = None, **how: Any) -> Path:
+    return cache / prepare("typographic", data, model or ModelConfig(), Location(cache), **how)
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When each shard's files were written."""
+    return {
+        str(p): p.stat().st_mtime_ns for p in [*folder.rglob("*.arrow"), *folder.rglob("shards/**/*.json")]
+    }
 
 
 def folder_of_pictures(root: Path, classes: int = 6, each: int = 12) -> Path:
@@ -30,64 +53,218 @@ def folder_of_pictures(root: Path, classes: int = 6, each: int = 12) -> Path:
     return root
 
 
-def test_the_same_inputs_are_prepared_once(small_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepare("typographic", TINY, ModelConfig(), small_cache)
-    before = (first / "manifest.json").stat().st_mtime_ns
-    assert prepare("typographic", TINY, ModelConfig(prompt="{}"), small_cache) == first  # prompts come later
-    assert (first / "manifest.json").stat().st_mtime_ns == before
+def test_the_same_inputs_are_prepared_once(tmp_path: Path) -> None:
+    first = prepared_in(tmp_path)
+    before = written(first)
+    assert prepared_in(tmp_path, model=ModelConfig(prompt="{}")) == first  # prompts come later
+    assert prepared_in(tmp_path, dataclasses.replace(TINY, max_unreadable=0.5)) == first
+    assert written(first) == before
     others = [
-        prepare("typographic", dataclasses.replace(TINY, split_seed=1), ModelConfig(), small_cache),
-        prepare("typographic", TINY, ModelConfig(trainable="last:1"), small_cache),
+        prepared_in(tmp_path, dataclasses.replace(TINY, split_seed=1)),
+        prepared_in(tmp_path, model=ModelConfig(trainable="last:1")),
     ]
     assert len({first, *others}) == 3
+    assert manifest_of(others[0])["model_digest"] == manifest_of(first)["model_digest"]
+    assert manifest_of(others[1])["data_digest"] == manifest_of(first)["data_digest"]
+    assert written(first) == before
 
 
-def test_an_unfinished_set_is_built_again(tmp_path: Path) -> None:
-    folder = prepare("typographic", TINY, ModelConfig(), tmp_path)
-    (folder / "manifest.json").unlink()
+def test_a_changed_font_file_makes_a_new_set(tmp_path: Path) -> None:
+    fonts = sorted((Path(build.__file__).parents[1] / "data" / "fonts").glob("*.ttf"))
+    mine = tmp_path / "mine.ttf"
+    data = dataclasses.replace(TINY, train_fonts=(str(mine),))
+    digests = set()
+    for font in fonts[:2]:
+        (tmp_path / "next").write_bytes(font.read_bytes())
+        (tmp_path / "next").replace(mine)  # the old one may be open
+        digests.add(prepared_in(tmp_path, data))
+    assert len(digests) == 2
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from clippo.config import DataConfig, ModelConfig
+from clippo.prepared import Location, build, prepare
+build.SHARD = 4
+prepare(
+    "typographic", DataConfig(train_pictures=60, eval_pictures=4), ModelConfig(), Location(Path(sys.argv[1])),
+    on_progress=lambda done, total: print(done, flush=True),
+)
+"""
+
+
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataConfig(train_pictures=60, eval_pictures=4)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 12:
+            pass
+        process.kill()  # in the midst of the next shard
+    [folder] = (tmp_path / "killed").iterdir()
+    before = written(folder)
+    finished = [key for key in before if key.endswith(".json")]
+    assert 3 <= len(finished) < 19
+    assert not (folder / "manifest.json").exists()
     with pytest.raises(DataError, match="prepare it again"):
         open_prepared(folder)
-    assert len(open_prepared(prepare("typographic", TINY, ModelConfig(), tmp_path)).clean) == 12
+    old, young = (folder / "sets" / "train" / f".{name}.tmp" for name in ("old", "young"))
+    old.write_bytes(b"half a file")
+    young.write_bytes(b"half a file")
+    os.utime(old, (time.time() - 7200,) * 2)
+
+    monkeypatch.setattr(build, "SHARD", 4)
+    progress: list[tuple[int, int]] = []
+    assert prepared_in(tmp_path / "killed", data, on_progress=lambda *p: progress.append(p)) == folder
+    assert progress[0] == (4 * len(finished), 76)
+    assert progress[-1] == (76, 76)
+    assert len(progress) == 1 + 19 - len(finished)
+    after = written(folder)
+    # Files of the shard that it was killed in may be there without its summary; they are written again.
+    kept = {json.loads(Path(key).read_text())["key"]: key for key in finished}
+    files = [f["file"] for key in kept.values() for f in json.loads(Path(key).read_text())["sets"].values()]
+    for key in (*finished, *(str(folder / file) for file in files)):
+        assert after[key] == before[key]
+    assert manifest_of(folder) == manifest_of(prepared_in(tmp_path / "whole", data))
+    assert not old.exists()
+    assert young.exists()  # its writer may be alive
 
 
-def test_processes_do_not_change_the_set(tmp_path: Path) -> None:
-    config = DataConfig(train_pictures=140, eval_pictures=4)  # two shards of train pictures
-    sets = [
-        open_prepared(prepare("typographic", config, ModelConfig(), tmp_path / str(n), processes=n))
-        for n in (1, 2)
-    ]
-    assert len(sets[0].clean) == len(sets[1].clean) == 140
-    for one, two in zip(
-        [sets[0].clean, sets[0].attacked, *(e.rows for e in sets[0].evaluation)],
-        [sets[1].clean, sets[1].attacked, *(e.rows for e in sets[1].evaluation)],
-        strict=True,
-    ):
-        assert torch.equal(one.inputs(range(len(one))), two.inputs(range(len(two))))
-        assert torch.equal(one.reference, two.reference)
-        assert torch.equal(one.attack_labels, two.attack_labels)
+def test_lost_files_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SHARD", 4)
+    folder = prepared_in(tmp_path)
+    whole, before = manifest_of(folder), written(folder)
+    [lost, cut] = [folder / f["file"] for f in whole["sets"]["train/attacked"]["files"]][:2]
+    lost.unlink()
+    os.truncate(cut, 1000)
+    with pytest.raises(DataError, match="prepare it again"):
+        open_prepared(folder)
+    prepared_in(tmp_path)
+    assert manifest_of(folder) == whole
+    changed = {Path(p).relative_to(folder).parts[:2] for p, t in written(folder).items() if before[p] != t}
+    assert changed == {("sets", "train"), ("shards", "train")}
+    assert sum(before[p] != t for p, t in written(folder).items()) == 2 * 3  # two sets and a summary each
+    assert len(open_prepared(folder).clean) == 12
 
 
-def test_cached_activations_are_those_of_the_live_tower(small_cache: Path, clip: ClipModel) -> None:
-    prepared = open_prepared(prepare("typographic", TINY, ModelConfig(), small_cache))
-    task, policy = TypographicTask(TINY), Policy(clip, "last:2").eval()
+def worker_processes() -> list[int]:
+    """Ray's processes below this one that build shards."""
+    parents, workers = {}, []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, title, rest = int(stat.parent.name), (stat.parent / "cmdline").read_bytes(), stat.read_text()
+        except OSError:
+            continue
+        parents[pid] = int(rest.rpartition(")")[2].split()[1])
+        if b"ShardBuilder" in title:
+            workers.append(pid)
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid in workers if is_ours(pid)]
+
+
+def test_workers_do_not_change_the_set_and_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "SHARD", 12)
+    data = DataConfig(train_pictures=96, eval_pictures=4)
+    killed: list[int] = []
+    printed: list[str] = []
+
+    def kill_one(done: int, total: int) -> None:
+        if done and not killed and (workers := worker_processes()):
+            printed.extend(capfd.readouterr())
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(workers[0])
+
+    one = prepared_in(tmp_path / "1", data)
+    capfd.readouterr()
+    two = prepared_in(tmp_path / "2", data, workers=2, on_progress=kill_one)
+    assert manifest_of(one) == manifest_of(two)  # with the digest of every file
+    if Path("/proc").exists():
+        assert killed
+        assert printed == ["", ""]
+    sets = [open_prepared(folder) for folder in (one, two)]
+    for first, second in zip(sets[0].evaluation, sets[1].evaluation, strict=True):
+        rows = range(len(first.rows))
+        assert torch.equal(first.rows.inputs(rows), second.rows.inputs(rows))
+        assert torch.equal(first.rows.reference, second.rows.reference)
+
+
+def test_a_worker_with_other_pictures_refuses(tmp_path: Path) -> None:
+    recipe = Recipe(
+        "typographic", TINY, ModelConfig(), Location(tmp_path), "set", "model", "other data", False
+    )
+    shard = {"key": "set/shards/train/0.json", "part": "train", "start": 0, "stop": 4, "known": "null"}
+    error = pickle.loads(ShardBuilder(recipe)(shard)["error"])
+    assert isinstance(error, DataError)
+    assert "not the same on every node" in str(error)
+
+
+@pytest.mark.parametrize("trainable", ["last:2", "image", "transform"])
+def test_what_is_stored_is_what_the_live_policy_takes(
+    tmp_path: Path, clip: ClipModel, trainable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SHARD", 5)
+    prepared = open_prepared(prepared_in(tmp_path, model=ModelConfig(trainable=trainable)))
+    task, policy = TypographicTask(TINY), policy_of(clip, trainable).eval()
     part = task.parts["train"]
-    live = [
-        r.image for i in range(12) for r in task.rows(part, i, clip.pixels) if r.set_name == "train/attacked"
-    ]
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in live]))
-    inputs = prepared.attacked.inputs(range(12))
-    assert torch.equal(inputs, policy.frozen(pixels).bfloat16())
+    rows = [r for i in range(12) for r in task.rows(part, i, clip.pixels) if r.set_name == "train/attacked"]
+    pixels = torch.from_numpy(np.stack([np.asarray(r.image) for r in rows]))
+    some = [7, 0, 11, 7]
+    inputs, stored = prepared.attacked.inputs(some), policy.frozen(pixels)[some]
+    assert inputs.dtype == stored.dtype
     with torch.no_grad():
-        whole = clip.model.encode_image(clip.normalized(pixels), normalize=True)
-        torch.testing.assert_close(policy(inputs.float()), prepared.attacked.reference)
-    torch.testing.assert_close(prepared.attacked.reference, whole, atol=0.02, rtol=0)  # one bfloat16 rounding
+        embedded = policy.embed(inputs)
+        whole = clip.model.encode_image(clip.normalized(pixels), normalize=True)[some]
+    if stored.dtype == torch.uint8:
+        assert torch.equal(inputs, stored)
+    else:  # in batches of another size, sums are added up in another order
+        torch.testing.assert_close(inputs.float(), stored.float(), atol=1e-6, rtol=0.008)
+    torch.testing.assert_close(embedded, prepared.attacked.reference[some], atol=1e-5, rtol=0)
+    torch.testing.assert_close(embedded, whole, atol=0.02, rtol=0)  # one bfloat16 rounding
+    assert prepared.attacked.labels.tolist() == [r.label for r in rows]
+    assert prepared.attacked.attack_labels.tolist() == [r.attack_label for r in rows]
+    # What is read has the memory layout of what was stored, so that nobody has to turn it around.
+    assert inputs.is_contiguous(memory_format=torch.channels_last) or trainable != "last:2"
 
 
-def test_pixels_are_kept_as_they_are(small_cache: Path, clip: ClipModel) -> None:
-    prepared = open_prepared(prepare("typographic", TINY, ModelConfig(trainable="image"), small_cache))
-    task = TypographicTask(TINY)
-    first = next(task.rows(task.parts["train"], 0, clip.pixels)).image
-    assert np.array_equal(prepared.clean.inputs([0])[0].numpy(), np.asarray(first))
+def test_rows_of_any_order_come_from_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SHARD", 3)
+    prepared = open_prepared(prepared_in(tmp_path, model=ModelConfig(trainable="image")))
+    one_by_one = torch.cat([prepared.clean.inputs([i]) for i in range(12)])
+    assert len(torch.unique(one_by_one.flatten(1), dim=0)) == 12
+    order = torch.randperm(12)
+    for indices in (order, order.tolist(), order.numpy()):
+        assert torch.equal(prepared.clean.inputs(indices), one_by_one[order])
+    assert torch.equal(prepared.clean.inputs(range(1, 11)), one_by_one[1:11])
+    assert prepared.clean.inputs([]).shape == (0, 96, 96, 3)
+    with pytest.raises(IndexError):
+        prepared.clean.inputs([12])
+
+
+def test_a_task_says_how_its_sets_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Judged(TypographicTask):
+        @property
+        def parts(self) -> Any:  # type: ignore[override]
+            parts = super().parts
+            return {n: dataclasses.replace(p, pairwise=n == "test/seen") for n, p in parts.items()}
+
+        @property
+        def templates(self) -> tuple[str, ...]:  # type: ignore[override]
+            return ("imagenet", *[""] * (len(self.classes) - 1))
+
+    monkeypatch.setitem(TASKS, "judged", Judged)
+    prepared = open_prepared(tmp_path / prepare("judged", TINY, ModelConfig(), Location(tmp_path)))
+    assert prepared.templates[:2] == ("imagenet", "")
+    first, second, *_ = prepared.templates_per_class("a bad photo of a {}")
+    assert len(first) == 80
+    assert second == ("a bad photo of a {}",)
+    assert {e.name.split("/", 1)[0] + e.name[-5:] for e in prepared.evaluation if e.pairwise} == {"test/seen"}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -105,28 +282,84 @@ def test_every_pair_comes_once_an_epoch(small_set: PreparedSet, frozen: Frozen, 
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
     root = folder_of_pictures(tmp_path / "pictures")
     data = DataConfig(source=f"folder:{root}", train_pictures=20, eval_pictures=6)
-    prepared = open_prepared(prepare("typographic", data, ModelConfig(), tmp_path / "cache"))
+    prepared = open_prepared(prepared_in(tmp_path / "cache", data))
     assert prepared.classes == tuple(f"class {c}" for c in range(6))
     assert len(prepared.clean) == 20
     assert {e.name for e in prepared.evaluation} >= {"validation/clean/seen", "test/nonsense/held_out"}
 
 
-def test_one_broken_picture_is_left_out_and_many_are_refused(tmp_path: Path) -> None:
+def damage(path: Path) -> bytes:
+    """Breaks a picture in a way that its size and time do not show; returns what it was."""
+    whole, times = path.read_bytes(), path.stat()
+    path.write_bytes(b"this is no picture".ljust(len(whole)))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return whole
+
+
+def mend(path: Path, whole: bytes) -> None:
+    times = path.stat()
+    path.write_bytes(whole)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_broken_pictures_are_left_out_and_many_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SHARD", 32)
     root = folder_of_pictures(tmp_path / "pictures", classes=4, each=60)
     data = DataConfig(source=f"folder:{root}", train_pictures=200, eval_pictures=60)
-    task = TypographicTask(data)
-    train = [p.key for p in task.parts["train"].pictures]
-    (root / train[0]).write_bytes(b"this is no picture")
-    folder = prepare("typographic", data, ModelConfig(), tmp_path / "cache")
-    assert [
-        entry.split(":")[0] for entry in json.loads((folder / "manifest.json").read_text())["left_out"]
-    ] == [train[0]]
-    assert len(open_prepared(folder).clean) == len(train) - 1
+    train = [p.key for p in TypographicTask(data).parts["train"].pictures]
+    damage(root / train[0])
+    folder = prepared_in(tmp_path / "one", data)
+    prepared = open_prepared(folder)
+    [(key, reason)] = prepared.left_out
+    assert key == train[0]
+    assert "no picture" in reason
+    assert [e["key"] for e in manifest_of(folder)["left_out"]] == [key]
+    assert len(prepared.clean) == len(prepared.attacked) == len(train) - 1
 
-    for key in train[1:8]:
-        (root / key).write_bytes((root / key).read_bytes()[:300])
-    with pytest.raises(DataError, match=r"max_unreadable allows 1\.0%"):
-        prepare("typographic", data, ModelConfig(), tmp_path / "cache")
+    broken = [root / key for key in (train[1], train[2], train[-1])]
+    wholes = [damage(path) for path in broken]
+    cache = tmp_path / "many"
+    with pytest.raises(DataError, match=r"4 of \d+ .*max_unreadable allows 1\.0%.*left_out\.json"):
+        prepared_in(cache, data)
+    [listed] = cache.rglob("left_out.json")
+    assert {e["key"] for e in json.loads(listed.read_text())} == {train[0], train[1], train[2], train[-1]}
+    before = written(listed.parent)
+
+    # Readable again, as after a network was down: only the shards that lacked a picture are built again.
+    for path, whole in zip(broken, wholes, strict=True):
+        mend(path, whole)
+    folder = prepared_in(cache, data)
+    assert [e["key"] for e in manifest_of(folder)["left_out"]] == [train[0]]
+    rebuilt = {p for p, t in written(folder).items() if t != before.get(p)}
+    starts = {Path(p).name[:7] for p in rebuilt}
+    assert starts == {"0000000", f"{(len(train) - 1) // 32 * 32:07d}"}
+    assert all("/train/" in p for p in rebuilt)
+
+
+def test_more_broken_pictures_can_be_allowed_without_building_again(tmp_path: Path) -> None:
+    root = folder_of_pictures(tmp_path / "pictures")
+    data = DataConfig(source=f"folder:{root}", train_pictures=20, eval_pictures=6)
+    damage(root / TypographicTask(data).parts["train"].pictures[3].key)
+    with pytest.raises(DataError, match="max_unreadable"):
+        prepared_in(tmp_path / "cache", data)
+    [folder] = (tmp_path / "cache").iterdir()
+    before = written(folder)
+    assert prepared_in(tmp_path / "cache", dataclasses.replace(data, max_unreadable=0.2)) == folder
+    assert written(folder) == before
+    assert len(open_prepared(folder).clean) == 19
+    with pytest.raises(DataError, match="max_unreadable"):  # also when the set is there already
+        prepared_in(tmp_path / "cache", data)
+
+
+def test_a_part_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
+    root = folder_of_pictures(tmp_path / "pictures")
+    data = DataConfig(source=f"folder:{root}", train_pictures=20, eval_pictures=6, max_unreadable=0.9)
+    for picture in TypographicTask(data).parts["test/held_out"].pictures:
+        damage(root / picture.key)
+    with pytest.raises(DataError, match="none of the 6 pictures for test/clean/held_out"):
+        prepared_in(tmp_path / "cache", data)
 
 
 @pytest.mark.parametrize(
@@ -135,4 +368,28 @@ def test_one_broken_picture_is_left_out_and_many_are_refused(tmp_path: Path) -> 
 )
 def test_a_source_that_cannot_be_used(source: str, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=complaint):
-        prepare("typographic", DataConfig(source=source), ModelConfig(), tmp_path)
+        prepared_in(tmp_path, DataConfig(source=source))
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from clippo.config import DataConfig, ModelConfig
+from clippo.prepared import Location, open_prepared, prepare
+for n in (80, 320):
+    # One size of the letters, since fonts that were loaded are kept.
+    data = DataConfig(train_pictures=n, attacked_copies=4, eval_pictures=2, font_size=(0.15, 0.15))
+    location = Location(Path(sys.argv[1]))
+    name = prepare("typographic", data, ModelConfig(trainable="image"), location)
+    assert len(open_prepared(location.cache / name).attacked) == 4 * n
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    few, many = (int(peak) * unit for peak in output.split())
+    pixels = (320 - 80) * 5 * 96 * 96 * 3
+    assert many - few < pixels / 2

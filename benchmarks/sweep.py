@@ -1,0 +1,125 @@
+"""A sweep of clippo beside the same settings run through Ray Tune around the published procedure.
+
+Both are commands that start from nothing: ``sweeps/typo_sweep.py`` with its defaults (it prepares its pictures,
+searches, measures, keeps checkpoints and rows), then ``benchmarks.published_sweep`` with the settings that the
+first one tried, as many trials at once, one thread each. The first is then run again, to see how much the machine
+changed meanwhile; its search may draw other settings, since what it knows depends on which trial ends first.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import (
+    RESULTS, ROOT, Line, Spread, finish, load, program, ratios, results_folder, the_console,
+)  # fmt: skip
+from clippo.config import DataConfig, SearchConfig, TrainConfig
+from clippo.results import ResultStore
+
+GOAL = 5.0
+NAME = "benchmark"
+SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")
+
+
+def run(command: Sequence[str], log: Path) -> float:
+    """Runs a program of this repository; returns its wall time [seconds].
+
+    Raises:
+        SystemExit: it failed; with the end of what it printed.
+    """
+    began = time.perf_counter()
+    with log.open("w") as output:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{log.read_text()[-2000:]}")
+    return time.perf_counter() - began
+
+
+def finished(store: Path) -> list[dict[str, Any]]:
+    """Settings and wall time of the trials of our sweep, in the order of their names.
+
+    Raises:
+        SystemExit: a trial failed; the same work would not be compared.
+    """
+    trials = [t for t in ResultStore(str(store)).trials(NAME).to_pylist() if t["trial_id"].isdigit()]
+    failed = [t["trial_id"] for t in trials if t["status"] != "completed"]
+    if failed:
+        raise SystemExit(f"trials {', '.join(failed)} failed; run again")
+    return sorted(trials, key=lambda t: t["trial_id"])
+
+
+def _epochs(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(row["epochs"] for row in rows)
+
+
+def main(*, trials: int = 16, smoke: bool = False, results: Path = RESULTS) -> None:
+    """Times two sweeps of the same settings.
+
+    Args:
+        trials: settings that are tried [count].
+        smoke: tiny, to see that the program works.
+        results: folder of the JSON.
+    """
+    data, train, search = DataConfig(), TrainConfig(), SearchConfig()
+    pictures, eval_pictures, epochs = data.train_pictures, data.eval_pictures, search.epochs
+    if smoke:
+        trials, pictures, eval_pictures, epochs = 2, 64, 8, (1, 1)
+    console, load_before = the_console(), load()
+    with tempfile.TemporaryDirectory(prefix="clippo-benchmark-") as temporary:
+        folder = Path(temporary)
+
+        def ours(number: int) -> float:
+            flags = {
+                "--name": NAME, "--results": folder / f"ours-{number}", "--search.trials": trials,
+                "--data.train-pictures": pictures, "--data.eval-pictures": eval_pictures,
+            }  # fmt: skip
+            command = ["sweeps/typo_sweep.py", *(str(word) for flag in flags.items() for word in flag)]
+            command += ["--search.epochs", *map(str, epochs), "--search.baselines"]  # none
+            seconds = run(command, folder / f"ours-{number}.log")
+            console.print(f"clippo, {trials} trials: {seconds:.1f} s", highlight=False)
+            return seconds
+
+        our_seconds = [ours(0)]
+        rows = finished(folder / "ours-0")
+        settings, report = folder / "settings.json", folder / "report.json"
+        settings.write_text(json.dumps([{k: row[k] for k in SETTINGS} for row in rows]))
+        flags = {
+            "--report": report, "--concurrency": search.concurrency, "--train-pictures": pictures,
+            "--eval-pictures": eval_pictures, "--batch-size": train.batch_size,
+        }  # fmt: skip
+        command = ["-m", "benchmarks.published_sweep", str(settings)]
+        command += [str(word) for flag in flags.items() for word in flag]
+        published_seconds = run(command, folder / "published.log")
+        console.print(f"published, {trials} trials: {published_seconds:.1f} s", highlight=False)
+        published = json.loads(report.read_text())
+        our_seconds.append(ours(1))
+        rows_again = finished(folder / "ours-1")
+    assert [p["settings"] for p in published] == [{k: row[k] for k in SETTINGS} for row in rows]
+    each = ratios([p["wall_s"] for p in published], [row["wall_s"] for row in rows])
+    lines = [
+        Line("published / clippo: whole sweep", Spread.of([published_seconds / our_seconds[0]]), "x", GOAL),
+        Line("published / clippo: a trial, without start of Ray and preparing", Spread.of(each), "x"),
+        Line(f"clippo: whole sweep, {_epochs(rows)} epochs", Spread.of(our_seconds[:1]), "s"),
+        Line(f"published: whole sweep, {_epochs(rows)} epochs", Spread.of([published_seconds]), "s"),
+        Line(f"clippo: again, {_epochs(rows_again)} epochs", Spread.of(our_seconds[1:]), "s"),
+    ]
+    finish(
+        "sweep", lines, results_folder(results, smoke), console,
+        settings={
+            "trials": trials, "train_pictures": pictures, "eval_pictures": eval_pictures, "epochs": epochs,
+            "concurrency": search.concurrency, "batch_size": train.batch_size,
+        },
+        load_before=load_before, published=published,
+        clippo=[{"wall_s": r["wall_s"], "precision": r["precision"]} for r in rows],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    program(main, __doc__)

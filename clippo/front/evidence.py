@@ -1,0 +1,222 @@
+"""What the counts say about the objectives of all points together: intervals, draws, hypervolumes.
+
+Only points that may be on some front are drawn; all others are dominated beyond doubt.
+
+Shapes: P points, C of them near a front, S evaluation sets, M objectives, R draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clippo.front.counts import SplitCounts
+from clippo.front.hypervolume import hypervolume
+from clippo.front.uncertainty import (
+    Array,
+    cross_hypervolumes,
+    front_probability,
+    hypervolume_interval,
+    widened,
+)
+
+HV_REFERENCE_POINT = (0.0, 0.0)
+DEVIATE = 1.645  # of a 90 % interval
+BEYOND_DOUBT = 6.0  # standard deviations off the front at which a point counts as dominated undrawn
+MOST_DRAWN = 1000  # points of one front; of a large sweep only the closest, to stay quick
+DRAWS, HV_DRAWS = 1000, 200
+CHUNK = 250_000  # numbers drawn at once
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """How the numbers of points may be off, and which of them are off together.
+
+    Attributes:
+        curve_P: points of one curve have the same number; their counts share noise.
+        correlation: how much of it they share.
+        sd_PM: standard deviation of the objectives between seeds, divided by the root of the seeds measured;
+            all points of one training run (``owner_P``) share it.
+        dof: degrees of freedom of that; 0: no setting was repeated.
+    """
+
+    curve_P: NDArray[np.int64]
+    correlation: float
+    owner_P: NDArray[np.int64]
+    sd_PM: Array
+    dof: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Objectives of all points as measured, and draws of those that may matter.
+
+    Attributes:
+        near_C: their indices; the first is the untouched model.
+        draws_RCM: draws from the noise as it is modelled: shared along a curve, otherwise independent.
+        together_RCM: draws in which all points err alike, since they were measured on the same pictures.
+        halves: two independent measurements of half the information each (`cross_hypervolumes`).
+    """
+
+    measured_PM: Array
+    low_PM: Array
+    high_PM: Array
+    near_C: NDArray[np.int64]
+    draws_RCM: Array
+    together_RCM: Array
+    halves: tuple[Array, Array]
+
+    @staticmethod
+    def of(split: SplitCounts, noise: Noise, families: Sequence[Mask]) -> Evidence:
+        """Evidence from the counts of one split.
+
+        Args:
+            families: masks (P,) of points whose own fronts are of interest; each gets its points drawn.
+        """
+        measured = split.objectives()
+        low, high = interval_of(split, noise)
+        sd = np.maximum((high - low) / (2 * DEVIATE), 1e-9)
+        near = np.zeros(len(measured), dtype=np.bool_)
+        for family in families:
+            members = np.flatnonzero(family)
+            off = _doubt(measured[members], sd[members])
+            closest = members[np.argsort(off, kind="stable")[:MOST_DRAWN]]
+            near[closest[np.sort(off)[:MOST_DRAWN] < BEYOND_DOUBT]] = True
+        near[0] = True
+        near_C = np.flatnonzero(near)
+
+        rng = np.random.default_rng(0)
+        few = split[near_C]
+        together = rng.normal(size=(HV_DRAWS, 1, split.correct_PS.shape[1]))
+        return Evidence(
+            measured_PM=measured,
+            low_PM=low,
+            high_PM=high,
+            near_C=near_C,
+            draws_RCM=_draw(few, noise, near_C, DRAWS, rng)[0],
+            together_RCM=np.concatenate([few.objectives(z[None]) for z in together]),
+            halves=_draw(few, noise, near_C, HV_DRAWS // 2, rng),
+        )
+
+    def probability(self) -> Array:
+        """Each point's probability of being on the front: (P,)."""
+        found = np.zeros(len(self.measured_PM))
+        found[self.near_C] = front_probability(self.draws_RCM)
+        return found
+
+    def chance(self, min_retention: float) -> Array:
+        """The chance that a point retains that much: (P,), NaN for points that were not drawn."""
+        found = np.full(len(self.measured_PM), np.nan)
+        found[self.near_C] = (self.draws_RCM[..., 1] >= min_retention).mean(axis=0)
+        return found
+
+    def alike(self, point: int, among: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Those of ``among`` (default: all drawn) that cannot be told from ``point``.
+
+        Neither objective differs with 95 % certainty.
+        """
+        among = self.near_C if among is None else among
+        own, others = np.searchsorted(self.near_C, point), np.searchsorted(self.near_C, among)
+        mine, theirs = self.draws_RCM[:, own, None], self.draws_RCM[:, others]
+        certainty = np.maximum((theirs > mine).mean(axis=0), (theirs < mine).mean(axis=0)).max(axis=1)
+        return among[(certainty < 0.95) & (among != point)]
+
+    def volumes(self, family: Mask) -> Volumes:
+        """The hypervolume of some points, as measured and in draws."""
+        members = family[self.near_C]
+        separate, together = (
+            np.array([hypervolume(points_CM, HV_REFERENCE_POINT) for points_CM in draws[:, members]])
+            for draws in (self.draws_RCM[: len(self.together_RCM)], self.together_RCM)
+        )
+        choose, measure = self.halves
+        return Volumes(
+            measured=hypervolume(self.measured_PM[family], HV_REFERENCE_POINT),
+            crossed=float(
+                cross_hypervolumes(choose[:, members], measure[:, members], HV_REFERENCE_POINT).mean()
+            ),
+            separate_R=separate,
+            together_R=together,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volumes:
+    """The hypervolume of some points.
+
+    Attributes:
+        measured: too large if anything, since a front picks the best of noisy points.
+        crossed: too small if anything, `cross_hypervolumes`.
+        separate_R, together_R: in draws in which points err on their own, and all alike.
+    """
+
+    measured: float
+    crossed: float
+    separate_R: Array
+    together_R: Array
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of what endless pictures would give."""
+        lowest = min(self.measured, self.crossed)
+        return hypervolume_interval(lowest, self.measured, (self.separate_R, self.together_R))
+
+    def above(self, part: Volumes) -> tuple[float, tuple[float, float]]:
+        """How much larger it is than that of a part of its points, and the interval of that."""
+        value = self.measured - part.measured
+        draws = self.separate_R - part.separate_R, self.together_R - part.together_R
+        lowest, highest = self.crossed - part.measured, self.measured - part.crossed
+        return value, hypervolume_interval(min(value, lowest), max(value, highest), draws)
+
+
+def interval_of(split: SplitCounts, noise: Noise, confidence: float = 0.9) -> tuple[Array, Array]:
+    """The limits of robustness and retention, (P, M) each, from the counts and the spread of the seeds."""
+    limits = [
+        widened(value_P, interval, sd_P, noise.dof, confidence)
+        for value_P, interval, sd_P in zip(
+            split.objectives().T, split.intervals(confidence), noise.sd_PM.T, strict=True
+        )
+    ]
+    return np.stack([low for low, _ in limits], axis=1), np.stack([high for _, high in limits], axis=1)
+
+
+def _doubt(measured_PM: Array, sd_PM: Array) -> Array:
+    """How many standard deviations each point is off the front, in the objective where it is closest."""
+    off = np.full(len(measured_PM), np.inf)
+    for m in (0, 1):
+        order = np.lexsort((measured_PM[:, m], measured_PM[:, 1 - m]))[::-1]
+        best = np.maximum.accumulate(measured_PM[order, m])  # of those at least as good in the other one
+        off[order] = np.minimum(off[order], (best - measured_PM[order, m]) / sd_PM[order, m])
+    return off
+
+
+def _draw(
+    split: SplitCounts, noise: Noise, near_C: NDArray[np.int64], draws: int, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Draws of the objectives, and their mirror images: the same noise with the other sign."""
+    _, curve_C = np.unique(noise.curve_P[near_C], return_inverse=True)
+    _, run_C = np.unique(noise.owner_P[near_C], return_inverse=True)
+    sets = split.correct_PS.shape[1]
+    drawn, mirrored = [], []
+    for size in _chunks(draws, len(near_C) * sets):
+        shared = rng.normal(size=(size, curve_C.max() + 1, sets))[:, curve_C]
+        own = rng.normal(size=(size, len(near_C), sets))
+        deviate = np.sqrt(noise.correlation) * shared + np.sqrt(1 - noise.correlation) * own
+        seed: Array | float = 0.0
+        if noise.dof:
+            # With few degrees of freedom the spread itself is not known well: Student's t.
+            scale = np.sqrt(noise.dof / rng.chisquare(noise.dof, size=(size, 1, 1)))
+            seed = scale * noise.sd_PM[near_C] * rng.normal(size=(size, run_C.max() + 1, 2))[:, run_C]
+        drawn.append(np.clip(split.objectives(deviate) + seed, 0, 1))
+        mirrored.append(np.clip(split.objectives(-deviate) - seed, 0, 1))
+    return np.concatenate(drawn), np.concatenate(mirrored)
+
+
+def _chunks(draws: int, numbers: int) -> list[int]:
+    """Draws in portions, each of bounded memory."""
+    size = max(1, CHUNK // numbers)
+    return [size] * (draws // size) + ([draws % size] if draws % size else [])

@@ -1,0 +1,199 @@
+"""The front as text: what to choose, and what speaks for it, on 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from clippo.front.points import CHANCE, REFERENCE, Bounds, Front, Point, describe
+
+ROWS = 12
+TITLES = (
+"", "trial\nweights", "setting", "robust-\nness", "reten-\ntion", "p\n=", "test\nrob.", "test\nret.", "fool\ned", "read", "cost",
+)  # fmt: skip
+
+
+def print_front(front: Front, console: Console, *, everything: bool = False) -> None:
+    """The front as a table, what is recommended and why, and what the other methods offer.
+
+    Args:
+        everything: print all of the front and not some well-spread points.
+    """
+    wanted = [p for p in front.points if p.on_front or p is front.reference]
+    shown = wanted if everything else well_spread(front, ROWS)
+    table = _table(f"Pareto front of {front.sweep}", TITLES, left=3)
+    for point in shown:
+        table.add_row(*_cells(point, front))
+    console.print(table)
+    left_out = f", {len(wanted) - len(shown)} of them not shown (--all)" if len(shown) < len(wanted) else ""
+    lines = [
+        f"{len(front.front)} of {len(front.points)} points are on the front{left_out}; {front.completed} trials "
+        f"completed, {front.failed} failed.",
+        "",
+        recommendation(front),
+        _knee(front),
+        "",
+    ]
+    console.print("\n".join(lines), highlight=False)
+    console.print(_comparison(front))
+    console.print("\n".join([_gain(front), _seeds(front), "", NOTES]), highlight=False)
+
+
+NOTES = (
+    "Below a number: its 90 % interval. p: probability of being on the front; =: points of one number cannot "
+    "be told apart. Robustness and retention are of validation pictures, which steered the search; test: "
+    "pictures, lettering and drawings that neither tuning nor search saw. fooled: read as the written word; "
+    "read: accuracy of reading a lone word; cost: device time of the trial."
+)
+
+
+def recommendation(front: Front) -> str:
+    """What to ship and why, in two sentences."""
+    point = front.recommended
+    keep = f"{front.min_retention:g} of what the model could do"
+    if point.trial_id == REFERENCE:
+        return (
+            f"Recommended (R): the untouched model. No tuned one keeps {keep} with a chance of {CHANCE:.0%} "
+            "or more; see what less retention buys with --min-retention."
+        )
+    others = "no other point" if not front.alike else f"{len(front.alike)} other points"
+    others = "1 other point" if len(front.alike) == 1 else others
+    test, low = point.test["retention"], front.min_retention
+    below = "" if test >= low else f", which is below {low:g}"
+    return (
+        f"Recommended (R): trial {point.trial_id}, weights {point.variant}, the most robust point that keeps "
+        f"{keep} with a chance of {CHANCE:.0%} or more (here {point.chance:.0%}). On test pictures, which "
+        f"chose nothing, its robustness is {_tested(point, 'robustness')} and its retention "
+        f"{_tested(point, 'retention')}{below}; {others} cannot be told from it."
+    )
+
+
+def well_spread(front: Front, rows: int) -> list[Point]:
+    """The untouched model, the ends of the front, knee and recommended point, and what lies farthest apart."""
+    points = [p for p in front.points if p.on_front or p is front.reference]
+    if len(points) <= rows:
+        return points
+    marked = (front.reference, front.recommended, front.knee, front.front[0], front.front[-1])
+    chosen = [i for i, p in enumerate(points) if any(p is m for m in marked)]
+    places = np.array([(p.retention, p.robustness) for p in points])
+    places = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
+    while len(chosen) < rows:
+        nearest = np.linalg.norm(places[:, None] - places[chosen], axis=-1).min(axis=1)
+        chosen.append(int(nearest.argmax()))
+    return [points[i] for i in sorted(chosen)]
+
+
+def _table(title: str | None, titles: Iterable[str], left: int) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False,
+    )  # fmt: skip
+    for i, name in enumerate(titles):
+        table.add_column(name, justify="left" if i < left else "right", no_wrap=True)
+    return table
+
+
+def _cells(point: Point, front: Front) -> list[str]:
+    marks = [m for m, p in (("R", front.recommended), ("K", front.knee)) if point is p]
+    untouched = point.trial_id == REFERENCE
+    names = ("robustness", "retention", "attack_success_rate", "reading_accuracy")
+    return [
+        "\n".join(marks),
+        "untouched" if untouched else f"{point.trial_id}\n{point.variant}",
+        "" if untouched else describe(point.settings).replace(" kl", "\nkl"),
+        f"{_share(point.robustness)}\n{shown_interval(point.robustness_interval)}",
+        f"{_share(point.retention)}\n{shown_interval(point.retention_interval)}",
+        f"{_brief(point.probability)}\n{point.group or ''}",
+        *(_share(point.test[n]) if n in point.test else "" for n in names),
+        "" if untouched else _duration(point.device_s),
+    ]
+
+
+def _knee(front: Front) -> str:
+    if front.knee is None:
+        return "The front has too few points for a knee."
+    rest: Sequence[Point] = front.front[front.front.index(front.knee) + 1 :]
+    if not rest:
+        return f"Knee (K): {front.knee.trial_id} {front.knee.variant}."
+    end = rest[-1]
+    return (
+        f"Knee (K): trial {front.knee.trial_id}, weights {front.knee.variant}; from there to the end of the "
+        f"front, {end.robustness - front.knee.robustness:.3f} of robustness costs "
+        f"{front.knee.retention - end.retention:.3f} of retention."
+    )
+
+
+def _comparison(front: Front) -> Table:
+    titles = (
+        f"the most robust that\nkeeps {front.min_retention:g}", "trial\nweights", "robust-\nness", "reten-\ntion",
+        "test\nrob.", "test\nret.", "hyper-\nvolume",
+    )  # fmt: skip
+    table = _table(None, titles, left=2)
+    for c in front.comparisons:
+        cells = _cells(c.best, front)
+        tuned, own = c.best.trial_id != REFERENCE, c is front.comparisons[0]
+        table.add_row(
+            c.method,
+            cells[1] if tuned else "" if own else "none",
+            *([cells[i] for i in (3, 4, 6, 7)] if tuned or own else [""] * 4),
+            f"{_share(c.hypervolume)}\n{shown_interval(c.hypervolume_interval)}",
+        )
+    return table
+
+
+def _gain(front: Front) -> str:
+    spent = f"{front.device_s / 3600:.3g} device-hours"
+    per_hour = front.gained_per_device_hour
+    rate = "" if per_hour is None else f" ({per_hour:.3g} above the untouched model's for each)"
+    return (
+        f"All together: hypervolume {front.hypervolume:.3f} ({shown_interval(front.hypervolume_interval)}) in "
+        f"{spent}{rate}. Preference optimisation adds {front.gain:.3f} ({shown_interval(front.gain_interval)}) to "
+        "what the other methods reach."
+    )
+
+
+def _seeds(front: Front) -> str:
+    if not front.repeated:
+        return "No setting was repeated, so what another seed would give is not in the intervals."
+    settings = "1 setting was" if front.repeated == 1 else f"{front.repeated} settings were"
+    return (
+        f"{settings} repeated; another seed moves robustness by {front.seed_sd[0]:.3f} and retention by "
+        f"{front.seed_sd[1]:.3f} (standard deviations), which the intervals hold."
+    )
+
+
+def _tested(point: Point, name: str) -> str:
+    return f"{point.test[name]:.3f} ({shown_interval(point.test_intervals[name])})"
+
+
+def shown_interval(interval: Bounds) -> str:
+    return "-".join(_brief(bound) for bound in interval)
+
+
+def _brief(share: float) -> str:
+    """``.93`` or ``1``: there is little room in 80 columns.
+
+    >>> _brief(0.934), _brief(0.996), _brief(0.0)
+    ('.93', '1', '0')
+    """
+    return {"1.00": "1", "0.00": "0"}.get(text := f"{share:.2f}", text.removeprefix("0"))
+
+
+def _share(share: float) -> str:
+    return "1" if share == 1 else f"{share:.3f}".removeprefix("0")
+
+
+def _duration(seconds: float) -> str:
+    """Three or four characters.
+
+    >>> [_duration(s) for s in (4.2, 59, 61, 3599, 7300, 400_000)]
+    ['4s', '59s', '1m', '60m', '2.0h', '111h']
+    """
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.1f}h" if seconds < 360_000 else f"{seconds / 3600:.0f}h"

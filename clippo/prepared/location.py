@@ -1,0 +1,264 @@
+"""Where prepared sets are kept, and how a node gets them.
+
+    <digest>/manifest.json                          written last; a set without it is unfinished
+    <digest>/sets/<set>/<start>-<sha256>.arrow      the rows of one set and shard
+    <digest>/shards/<part>/<start>.json             what a shard became, written after its files
+    text-<digest>.safetensors                       text features
+
+The same keys are used in a node's cache and below a shared URL. Every object is written whole, so a writer
+that is killed leaves nothing that a reader could mistake for finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from clippo.errors import ClippoError, ConfigError, DataError, StoreError
+
+DOWNLOADS = 8  # files that a node fetches at once
+STALE = 3600  # age of a temporary file whose writer must have died [seconds]
+
+Result = TypeVar("Result")
+
+# Three attempts of 3 s report a dead endpoint in less than 15 s.
+_S3_CONFIG = {
+    "connect_timeout": 3,
+    "read_timeout": 60,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+}
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where prepared sets are kept.
+
+    Attributes:
+        cache: folder of this machine that sets are memory-mapped from.
+        shared: URL below which all nodes find them, such as ``s3://bucket/prefix/prepared``; None when the
+            cache itself is the place.
+
+    Its methods raise StoreError, in one line and without secrets, when a place cannot be used.
+    """
+
+    cache: Path
+    shared: str | None = None
+
+    def __str__(self) -> str:
+        return self.shared or str(self.cache)
+
+    def read(self, key: str) -> bytes | None:
+        """An object of the place where sets are kept, None if there is none."""
+
+        def read(fs: Any, root: str) -> bytes | None:
+            try:
+                return bytes(fs.cat_file(f"{root}/{key}"))
+            except FileNotFoundError:
+                return None
+
+        return self._using("read", read)
+
+    def read_below(self, folder: str) -> dict[str, bytes]:
+        """All objects below a folder of the place where sets are kept, by key."""
+
+        def read(fs: Any, root: str) -> dict[str, bytes]:
+            keys = [k for k in self._listed(fs, root, folder) if not _is_temporary(k)]
+            found = fs.cat_ranges([f"{root}/{k}" for k in keys], None, None) if keys else []
+            return {k: bytes(data) for k, data in zip(keys, found, strict=True)}
+
+        return self._using("read", read)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The bytes of all objects below a folder of the place where sets are kept, by key."""
+        return self._using("list", lambda fs, root: self._listed(fs, root, folder))
+
+    def write(self, key: str, data: bytes) -> None:
+        """Keeps an object, in the cache and, where there is one, in the shared place."""
+        with self.reporting("write to"), whole_file(self.cache / key) as temporary:
+            temporary.write_bytes(data)
+        self.publish(key)
+
+    def publish(self, key: str) -> None:
+        """Copies a file of the cache to the shared place, if there is one."""
+        if self.shared is not None:
+            self._using("write to", lambda fs, root: fs.put_file(str(self.cache / key), f"{root}/{key}"))
+
+    def download(self, key: str) -> None:
+        """Copies an object of the shared place to the cache."""
+
+        def get(fs: Any, root: str) -> None:
+            with whole_file(self.cache / key) as temporary:
+                fs.get_file(f"{root}/{key}", str(temporary))
+
+        self._using("read", get)
+
+    def _listed(self, fs: Any, root: str, folder: str) -> dict[str, int]:
+        if self.shared is not None:
+            found = fs.find(f"{root}/{folder}", detail=True)
+            return {p.removeprefix(f"{root}/"): i["size"] for p, i in found.items() if i["type"] == "file"}
+        sizes = {}
+        for path in Path(root, folder).rglob("*"):
+            with suppress(FileNotFoundError):  # a temporary file of another process
+                if path.is_file():
+                    sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+        return sizes
+
+    def _using(self, action: str, use: Callable[[Any, str], Result]) -> Result:
+        if self.shared is None:
+            fs: Any = fsspec.filesystem("file")
+            with self.reporting(action):
+                return use(fs, fs._strip_protocol(str(self.cache)))
+        fs, root = _filesystem(
+            self.shared, tuple(i for i in sorted(os.environ.items()) if i[0][:4] == "AWS_")
+        )
+        with self.reporting(action, Exception):  # each file system has exceptions of its own
+            return use(fs, root.rstrip("/"))
+
+    @contextmanager
+    def reporting(self, action: str, kind: type[Exception] = OSError) -> Iterator[None]:
+        """Makes one line of what a file system raises."""
+        try:
+            yield
+        except ClippoError:
+            raise
+        except kind as error:
+            said = " ".join(str(error).split())
+            # Without its cause, as that may show the request and whatever it was signed with.
+            raise StoreError(
+                f"cannot {action} {self}: {type(error).__name__}: {said}; "
+                "check the path or URL, the credentials and the space that is left"
+            ) from None
+
+
+@lru_cache(maxsize=4)
+def _filesystem(url: str, environment: tuple[tuple[str, str], ...]) -> tuple[Any, str]:
+    """The file system of a URL, and its path there; anew when credentials or the endpoint change."""
+    s3 = {"config_kwargs": _S3_CONFIG} if url.startswith(("s3://", "s3a://")) else {}
+    try:
+        # No listings cache: other processes write too. The endpoint comes from AWS_ENDPOINT_URL.
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **s3)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{url!r} is no place for prepared sets: {error}") from error
+    if s3:
+        fs.retries = 2  # on top of botocore's; the default of 5 would make 15 attempts
+    return fs, root
+
+
+def fetch(digest: str, location: Location) -> Path:
+    """The folder of a prepared set on this machine; what of it is only in the shared place is copied, once.
+
+    Any number of processes may ask at once: one copies, the others wait for it. What was copied before an
+    interruption is not copied again.
+
+    Raises:
+        DataError: there is no such finished set, or a file is not what the manifest says, twice in a row.
+        StoreError: the shared place cannot be read.
+    """
+    folder = location.cache / digest
+    if is_whole(folder):
+        return folder
+    if location.shared is None:
+        raise DataError(f"{folder} is no whole prepared set; prepare it again")
+    with locked(location.cache / f"{digest}.lock"):
+        if is_whole(folder):  # somebody else was first
+            return folder
+        remove_stale(folder)
+        manifest = location.read(f"{digest}/manifest.json")
+        if manifest is None:
+            raise DataError(f"{location.shared}/{digest} is no finished prepared set; prepare it again")
+        with ThreadPoolExecutor(DOWNLOADS) as pool:
+            list(pool.map(lambda file: _fetch_file(digest, file, location), files_of(json.loads(manifest))))
+        with whole_file(folder / "manifest.json") as temporary:
+            temporary.write_bytes(manifest)
+    return folder
+
+
+def _fetch_file(digest: str, file: dict[str, Any], location: Location) -> None:
+    key = f"{digest}/{file['file']}"
+    path = location.cache / key
+    for attempt in range(3):
+        if attempt:
+            location.download(key)
+        if path.exists() and path.stat().st_size == file["size"] and sha256_of(path) == file["sha256"]:
+            return
+    raise DataError(
+        f"{location.shared}/{key} is not what its manifest says, twice in a row; "
+        f"remove {location.shared}/{digest} and prepare it again"
+    )
+
+
+def files_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """``file`` (relative to the set's folder), ``size``, ``sha256`` and ``rows`` of each Arrow file."""
+    return [file for rows in manifest["sets"].values() for file in rows["files"]]
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a set on this machine has its manifest, and all files in the sizes that it says."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return all((folder / f["file"]).stat().st_size == f["size"] for f in files_of(manifest))
+    except FileNotFoundError:
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` when it was written without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        move_into_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Renames a file that is complete, after its bytes have reached the disk."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes temporary files whose writers have died."""
+    for path in folder.rglob("*"):
+        if _is_temporary(path.name):
+            with suppress(FileNotFoundError):  # its writer is alive after all, or somebody else removes it
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process of this machine at a time pass; the system frees the lock of a dead one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_temporary(key: str) -> bool:
+    return key.endswith(".tmp")

@@ -1,0 +1,364 @@
+"""Objects below one path or URL: each written whole under its key, and every failure one line.
+
+A key is relative to the root and has ``/`` between its parts. Local directories, S3 and whatever else fsspec
+knows behave alike, with one difference: a conditional write (:meth:`Objects.create`, :meth:`Objects.swap`) is
+atomic where the store has it, which local directories, AWS, MinIO, Ceph and SeaweedFS do.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import random
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+import fsspec.asyn
+from fsspec.implementations.local import LocalFileSystem
+
+from clippo.errors import ConfigError, StoreError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+MIN_FREE = 64 << 20  # a local store with less room [bytes] is refused before the first trial
+SLOWEST = 250_000  # an upload slower than this [bytes/s] counts as one that the server does not take
+LONGEST_PAUSE = 10.0  # between two attempts [s]
+# The endpoint and the credentials come from where botocore looks for them: the AWS_* variables, ~/.aws, the
+# instance. Three attempts of 3 s and their pauses report a dead endpoint in less than 15 s.
+_S3_CONFIG = {"connect_timeout": 3, "max_pool_connections": 64}  # the objects of many trials are read at once
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer, or answers that it cannot now; trying again may help."""
+
+
+class Objects:
+    """What lies below one path or URL.
+
+    Args:
+        uri: a path, ``file://``, ``s3://bucket/prefix``, or the URL of another fsspec file system.
+        endpoint_url: of an S3 server that is not AWS; default: AWS_ENDPOINT_URL.
+        patience: how long an operation that fails is tried again [s].
+        answer: how long the server may take for an answer [s].
+        attempts: how often botocore tries; its own retries come before those of ``patience``.
+
+    Raises:
+        ConfigError: the URL is of no known kind, lacks its bucket, or carries a password.
+
+    Methods raise StoreError, of which StoreUnavailableError may pass by itself; no message, cause or
+    context of one shows a secret.
+    """
+
+    def __init__(
+        self,
+        uri: str | os.PathLike[str],
+        *,
+        endpoint_url: str | None = None,
+        patience: float = 0.0,
+        answer: float = 15.0,
+        attempts: int = 3,
+    ) -> None:
+        uri = os.fspath(uri)
+        parts, s3 = urlsplit(uri), urlsplit(uri).scheme in ("s3", "s3a")
+        for url in (parts, urlsplit(endpoint_url or "")):
+            if url.password is not None:
+                raise ConfigError(
+                    f"the URL of the result store at {url.hostname} carries a password; "
+                    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+                )
+        if s3 and not parts.netloc:
+            raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
+        if endpoint_url and not s3:
+            raise ConfigError(f"{uri!r} has no endpoint ({endpoint_url}); write s3://bucket/prefix")
+        self._args = (uri, endpoint_url, patience, answer, attempts)
+        self.endpoint_url, self._patience, self._answer = endpoint_url, patience, answer
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        config = {**_S3_CONFIG, "read_timeout": answer, "retries": retries}
+        self._options = {"config_kwargs": config, "endpoint_url": endpoint_url} if s3 else {}
+        self._retries = min(2, attempts)  # of s3fs, on top of botocore's; its default is 5
+        self._uri = uri
+        self._root = self._connect()
+        self.local = isinstance(self._fs, LocalFileSystem)
+        self.uri: str = self._root if self.local else self._fs.unstrip_protocol(self._root)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, self._args  # another process takes the credentials of its own environment
+
+    # ---- reading
+
+    def find(self, folder: str) -> list[str]:
+        """The keys of all objects below a folder, sorted; none if there is no such folder."""
+        return self._try("list", lambda: self._find(folder))
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders in a folder."""
+
+        def names() -> list[str]:
+            try:
+                found = self._fs.ls(self._path(folder), detail=False)
+            except FileNotFoundError:
+                return []
+            return [path.rstrip("/").rpartition("/")[2] for path in found]
+
+        return self._try("list", names)
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The objects, or None for one that does not exist; all at once where the file system can."""
+        paths = [self._path(key) for key in keys]
+
+        def read() -> list[bytes | None]:
+            found: list[bytes | Exception] = self._fs.cat_ranges(paths, None, None, on_error="return")
+            for data in found:
+                if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                    raise data
+            return [None if isinstance(data, Exception) else bytes(data) for data in found]
+
+        return self._try("read", read)
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        return self._try("read", lambda: bool(self._fs.exists(self._path(key))))
+
+    def get_version(self, key: str) -> tuple[bytes, str] | None:
+        """An object, and the version that :meth:`swap` compares; None if it does not exist."""
+
+        def read() -> tuple[bytes, str] | None:
+            try:
+                # Its version first: were it replaced in between, the swap would rightly fail.
+                version = self._version(key)
+                return bytes(self._fs.cat_file(self._path(key))), version
+            except FileNotFoundError:
+                return None
+
+        return self._try("read", read)
+
+    # ---- writing
+
+    def put(self, key: str, data: bytes) -> None:
+        """Writes an object, in place of the one that was there."""
+        self._try("write to", lambda: self._put(key, data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Writes an object where there is none; returns whether there was none.
+
+        An attempt whose answer was lost is repeated, and then finds its own object: compare the bytes.
+        """
+        return self._try("write to", lambda: _taken(lambda: self._put(key, data, mode="create")))
+
+    def swap(self, key: str, data: bytes, version: str | None) -> bool:
+        """Replaces an object if it still has this version (None: if it does not exist); returns whether."""
+        if version is None:
+            return self.create(key, data)
+        return self._try("write to", lambda: _taken(lambda: self._swap(key, data, version)))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes objects; one that does not exist is no error."""
+        paths = [self._path(key) for key in keys]
+
+        def delete() -> None:
+            if self._options:
+                self._call("rm", paths, within=self._answer + len(paths) / 50)  # 1,000 in each request
+                return
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.rm_file(path)
+
+        if keys:
+            self._try("delete from", delete)
+
+    def probe(self) -> None:
+        """Lists, writes, reads and deletes an object, and looks for room on a local disk."""
+        key = f".probe-{uuid.uuid4().hex}"
+        self.find(key)  # first, as some servers make a missing bucket at the first PUT
+        self.put(key, b"probe")
+        if self.get([key]) != [b"probe"]:
+            raise StoreError(f"{self.uri} does not give back what was written to it; check the server")
+        self.delete([key])
+        if self.local and (free := shutil.disk_usage(self._root).free) < MIN_FREE:
+            raise StoreError(
+                f"{self.uri} has {free >> 20} MiB left; free at least {MIN_FREE >> 20} MiB on its disk"
+            )
+
+    # ---- the file system
+
+    def _connect(self) -> str:
+        try:
+            # No caches: other processes write too, and credentials may change while this one lives.
+            self._fs, root = fsspec.core.url_to_fs(
+                self._uri, use_listings_cache=False, skip_instance_cache=True, **self._options
+            )
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{self._uri!r} is no result store: {error}; use s3://bucket/prefix") from error
+        if self._options:
+            self._fs.retries = self._retries
+        return str(root).rstrip("/")
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _find(self, folder: str) -> list[str]:
+        path = self._path(folder)
+        if not self.local:
+            found = self._fs.find(path)
+        else:
+            # fsspec asks for the status of each file and takes a folder for empty when one has just gone.
+            def refused(error: OSError) -> None:
+                if not isinstance(error, FileNotFoundError):
+                    raise error
+
+            found = [os.path.join(at, n) for at, _, names in os.walk(path, onerror=refused) for n in names]
+        return sorted(path.removeprefix(f"{self._root}/") for path in found)
+
+    def _put(self, key: str, data: bytes, **conditions: str) -> None:
+        path, mode = self._path(key), conditions.get("mode", "overwrite")
+        if self.local:
+            write_whole(path, data, create=mode == "create")
+        elif self._options:
+            # aiohttp waits for "100 Continue", and for room to send, without any limit of its own.
+            within = self._answer + len(data) / SLOWEST
+            self._call("pipe_file", path, data, within=within, **conditions)
+        else:
+            self._fs.pipe_file(path, data, mode=mode)
+
+    def _swap(self, key: str, data: bytes, version: str) -> None:
+        if self._options:
+            self._put(key, data, IfMatch=version)
+        elif self.local:
+            folder = os.open(os.path.dirname(self._path(key)), os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                self._compare(key, version)
+                self._put(key, data)
+            finally:
+                os.close(folder)
+        else:
+            self._compare(key, version)
+            self._put(key, data)
+
+    def _compare(self, key: str, version: str) -> None:
+        if self._version(key) != version:
+            raise FileExistsError(key)
+
+    def _version(self, key: str) -> str:
+        if self._options:
+            return str(self._fs.info(self._path(key))["ETag"])
+        return hashlib.sha256(self._fs.cat_file(self._path(key))).hexdigest()
+
+    def _call(self, method: str, *args: Any, within: float, **options: Any) -> None:
+        """An asynchronous method of the file system, given up and cancelled after ``within`` seconds."""
+
+        async def limited() -> None:
+            await asyncio.wait_for(getattr(self._fs, f"_{method}")(*args, **options), within)
+
+        fsspec.asyn.sync(self._fs.loop, limited)
+
+    def _try(self, action: str, call: Callable[[], Result]) -> Result:
+        end, pause, told = time.monotonic() + self._patience, 0.5, False
+        while True:
+            try:
+                return call()
+            except Exception as error:  # each file system has exceptions of its own
+                passes = _passes(error)
+                kind = StoreUnavailableError if passes else StoreError
+                failure = kind(f"cannot {action} {self.uri}: {_reason(error)}")
+            if time.monotonic() + pause > end:
+                # Without its cause, as that may show the request and whatever it was signed with.
+                raise failure from None
+            if not told:
+                logger.warning("%s; trying again for %.0f s", failure, self._patience)
+                told = True
+            time.sleep(pause * random.uniform(0.5, 1.0))  # not all workers at the same moment
+            pause = min(2 * pause, LONGEST_PAUSE)
+            if not passes:
+                self._connect()  # with credentials that were renewed meanwhile
+
+
+def _opened(uri: str, endpoint_url: str | None, patience: float, answer: float, attempts: int) -> Objects:
+    return Objects(uri, endpoint_url=endpoint_url, patience=patience, answer=answer, attempts=attempts)
+
+
+def write_whole(path: str | Path, data: bytes, *, create: bool = False) -> None:
+    """Writes a local file that is either whole and on disk, or not there.
+
+    Raises:
+        FileExistsError: with ``create``, there is one.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if create:
+            os.link(temporary, path)
+        else:
+            os.replace(temporary, path)
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # or the name may be gone after a power failure
+        finally:
+            os.close(directory)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _taken(put: Callable[[], None]) -> bool:
+    """False where a conditional write was refused."""
+    try:
+        put()
+    except OSError as error:
+        # s3fs makes a FileExistsError of a refused conditional PUT only if the server names the condition.
+        response = getattr(error.__cause__, "response", {})
+        code = response.get("Error", {}).get("Code")
+        if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "ConditionalRequestConflict"):
+            return False
+        raise
+    return True
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same call may succeed a little later although nobody mends anything."""
+    kinds = {c.__name__ for c in type(error).__mro__}  # by name: a local store need not import botocore
+    if kinds & {"HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError",
+                "ResponseParserError", "TimeoutError", "FSTimeoutError", "ConnectionError"}:  # fmt: skip
+        return True
+    # What s3fs makes of 500, 503 and others, and what a network disk says.
+    return isinstance(error, OSError) and error.errno in (_EREMOTEIO, errno.EBUSY, errno.EIO, errno.ESTALE)
+
+
+_EREMOTEIO = getattr(errno, "EREMOTEIO", errno.EIO)  # Linux has it
+
+
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__
+    endpoint = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
+    server = f"{endpoint.scheme}://{endpoint.netloc.rpartition('@')[2]}" if endpoint.netloc else "the server"
+    said = " ".join(str(error).split())
+    if kind in ("NoCredentialsError", "PartialCredentialsError"):
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
+        return f"no connection to {server}; check AWS_ENDPOINT_URL and the network"
+    if kind in ("ReadTimeoutError", "ConnectionClosedError", "FSTimeoutError", "TimeoutError"):
+        return f"{server} does not answer; check that it is up, and try again"
+    if isinstance(error, PermissionError):
+        return f"access denied ({said}); check the credentials and their rights, or the directory's mode"
+    if isinstance(error, FileNotFoundError):
+        return f"not found ({said}); create the bucket or directory, or mend the URL"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"no room ({said}); free some on its disk"
+    return f"{kind}: {said}; check the URL, the space that is left, and the server"

@@ -1,0 +1,79 @@
+"""Rows of every earlier schema version stay readable, by clippo and by others."""
+
+import shutil
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from clippo.results import SCHEMA_VERSION, TABLES, ResultStore
+from tests.results.sample import EVALS, EXAMPLE, METRICS, SETTINGS, TRIAL, content, write
+
+VERSIONS = sorted(path.name for path in Path(__file__).parent.glob("v*"))
+NEW_IN = {2: {"trials": ["orthogonality"]}}
+"""The columns that each version brought; what an older row lacks is null."""
+
+
+def test_there_are_files_of_every_earlier_version() -> None:
+    assert [f"v{version}" for version in range(1, SCHEMA_VERSION)] == VERSIONS
+    assert sorted(NEW_IN) == list(range(2, SCHEMA_VERSION + 1))
+
+
+@pytest.fixture(params=VERSIONS)
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, ResultStore]:
+    """The version of a store that was written by an earlier clippo, and a copy of it."""
+    shutil.copytree(Path(__file__).parent / request.param, tmp_path / "store")
+    return int(request.param[1:]), ResultStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_old_rows(old: tuple[int, ResultStore], sealed: bool) -> None:
+    version, store = old
+    if sealed:
+        store.compact("old")
+    missing = {name for v, new in NEW_IN.items() if v > version for name in new.get("trials", [])}
+    expected = {name: None if name in missing else value for name, value in TRIAL.items()}
+    trials = store.trials("old").to_pylist()
+    assert [(row["trial_id"], row["attempt"]) for row in trials] == [("00000", 0), ("00001", 1), ("00002", 0)]
+    for row in trials[:2]:
+        assert row == {**row, **expected}
+    assert trials[2]["error"] == "loss is nan at step 3"
+    for table, rows in (("metrics", METRICS), ("evals", EVALS)):
+        found = getattr(store, table)().to_pylist()
+        assert len(found) == 2 * len(rows)
+        assert all(any(row == {**row, **sent} for row in found) for sent in rows)
+    assert store.examples().to_pylist() == [{"sweep": "old", **EXAMPLE}]
+    assert store.config("old") == {"trials": 2}
+    assert [(s["trial_id"], s["attempt"], s["settings"]) for s in store.started("old")] == [
+        ("00000", 0, SETTINGS),
+        ("00001", 1, SETTINGS),
+    ]
+    for name, schema in TABLES.items():
+        assert getattr(store, name)().schema.equals(schema, check_metadata=True)
+
+
+def test_old_and_new_rows_in_one_sweep(old: tuple[int, ResultStore]) -> None:
+    _, store = old
+    write(store, sweep="old", trial_id="00003")
+    write(store, sweep="new", trial_id="00000")
+    query = f"""
+        select trial_id, orthogonality
+        from read_parquet('{store.uri}/trials/*/*.parquet', hive_partitioning = true, union_by_name = true)
+        where sweep = 'old' order by trial_id
+    """
+    for _ in range(2):
+        assert store.trials("old")["orthogonality"].to_pylist() == [None, None, None, 0.5]
+        with duckdb.connect() as connection:
+            assert [row[1] for row in connection.sql(query).fetchall()] == [None, None, None, 0.5]
+        before = content(store)
+        store.compact("old")
+        assert content(store) == before
+    # Polars takes the columns of the first file: those of a sealed sweep are all there.
+    frame = pl.scan_parquet(f"{store.uri}/trials/**/*.parquet", hive_partitioning=True)
+    assert frame.filter(sweep="old").sort("trial_id").collect()["orthogonality"].to_list() == [
+        None,
+        None,
+        None,
+        0.5,
+    ]
