@@ -158,9 +158,7 @@ def random_model(name: str, folder: Path) -> ModelConfig:
 
 def data_of(pictures: int, *, prompts: int = 64, eval_pictures: int = 1) -> DataConfig:
     """Bundled pictures of as many classes as there shall be prompts, of the 128 that there are."""
-    return DataConfig(
-        train_pictures=pictures, seen_share=prompts / len(CLASSES), eval_pictures=eval_pictures
-    )
+    return DataConfig(train_pictures=pictures, seen_share=prompts / len(CLASSES), eval_pictures=eval_pictures)
 
 
 def prepared_folder(data: DataConfig, model: ModelConfig, folder: Path, *, workers: int = 1) -> Path:
@@ -171,9 +169,11 @@ def prepared_folder(data: DataConfig, model: ModelConfig, folder: Path, *, worke
     return built
 
 
-def opened(folder: Path, model: ModelConfig) -> tuple[ClipModel, PreparedSet, Frozen]:
-    """The model, its prepared set, and the text features of the classes."""
-    clip, prepared = load_clip(model.name, model.pretrained), open_prepared(folder)
+def opened(
+    folder: Path, model: ModelConfig, clip: ClipModel | None = None
+) -> tuple[ClipModel, PreparedSet, Frozen]:
+    """The model (unless it is there), its prepared set, and the text features of the classes."""
+    clip, prepared = clip or load_clip(model.name, model.pretrained), open_prepared(folder)
     templates = prepared.templates_per_class(model.prompt)
     text_CD = text_features(clip, prepared.classes, templates, Location(folder.parent))
     return clip, prepared, Frozen(text_CD, clip.logit_scale)

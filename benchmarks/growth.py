@@ -1,8 +1,8 @@
 """How building the prepared set and an epoch grow with the number of pictures, in time and in memory.
 
-Each number of pictures has a process of its own, so that its peak of memory is its own. Memory is what a process
-and its children hold besides files (RssAnon): mapped files are page cache, which the system takes back.
-Needs /proc, so Linux.
+Each number of pictures has a process of its own, so that its peak of memory is its own. Memory is what a
+process and its children hold besides files (RssAnon): mapped files are page cache, which the system takes
+back. Needs /proc, so Linux.
 """
 
 from __future__ import annotations
@@ -27,8 +27,22 @@ import numpy as np
 import torch
 
 from benchmarks.common import (
-    BUNDLED, RESULTS, ROOT, Line, NoCheckpoints, Spread, data_of, finish, load, opened, prepared_folder,
-    program, random_model, results_folder, the_console, the_device,
+    BUNDLED,
+    RESULTS,
+    ROOT,
+    Line,
+    NoCheckpoints,
+    Spread,
+    data_of,
+    finish,
+    load,
+    opened,
+    prepared_folder,
+    program,
+    random_model,
+    results_folder,
+    the_console,
+    the_device,
 )  # fmt: skip
 from clippo.config import TrainConfig
 from clippo.front.plot import save_chart
@@ -165,8 +179,8 @@ def _in_a_process(size: int, trainable: str, workers: int, threads: int) -> dict
 def lines_of(measured: Sequence[dict[str, float]]) -> list[Line]:
     """The growth from the smallest to the largest size.
 
-    Time: seconds a picture at the largest size over those at the second smallest, since at the smallest what is
-    done once still counts; and the exponent of pictures over all sizes. Memory: largest over smallest.
+    Time: seconds a picture at the largest size over those at the second smallest, since at the smallest what
+    is done once still counts; and the exponent of pictures between them. Memory: largest over smallest.
     """
     lines = []
     sizes = np.array([m["pictures"] for m in measured])
@@ -178,7 +192,7 @@ def lines_of(measured: Sequence[dict[str, float]]) -> list[Line]:
         exponent = float(np.polyfit(np.log(sizes[base:]), np.log(seconds[base:]), 1)[0])
         lines += [
             Line(grown, Spread.of([float(each[-1] / each[base])]), "x", LINEAR_GOAL, at_least=False),
-            Line(f"{name}: exponent of pictures", Spread.of([exponent]), ""),
+            Line(f"{name}: exponent of pictures, from {sizes[base]:,} on", Spread.of([exponent]), ""),
             Line(f"{name}: of 1,000 pictures, at {sizes[-1]:,}", Spread.of([float(1000 * each[-1])]), "s"),
         ]
     for name, key in (("building", "build_peak_mib"), ("an epoch", "epoch_peak_mib")):
@@ -190,12 +204,14 @@ def lines_of(measured: Sequence[dict[str, float]]) -> list[Line]:
 
 
 def chart(measured: Sequence[dict[str, float]]) -> alt.HConcatChart:
-    """Time and memory against pictures; a straight line through the largest size shows what linear would be."""
+    """Time and memory against pictures; a line through the largest size shows what linear would be."""
     largest = measured[-1]
 
     def panel(title: str, keys: dict[str, str], linear: bool) -> alt.LayerChart:
-        rows = [{"pictures": m["pictures"], "value": m[k], "of": n} for m in measured for n, k in keys.items()]
-        base = alt.Chart(alt.Data(values=rows)).encode(
+        rows = [
+            {"pictures": m["pictures"], "value": m[k], "of": n} for m in measured for n, k in keys.items()
+        ]
+        base = alt.Chart(alt.InlineData(values=rows)).encode(
             alt.X("pictures:Q", title="pictures"),
             alt.Y("value:Q", title=title),
             alt.Color("of:N", title=None, scale=alt.Scale(domain=list(keys), range=["#0072B2", "#D55E00"])),
@@ -208,7 +224,7 @@ def chart(measured: Sequence[dict[str, float]]) -> alt.HConcatChart:
                 for x in (0, largest["pictures"])
                 for n, k in keys.items()
             ]
-            line = alt.Chart(alt.Data(values=ends)).mark_line(strokeDash=[4, 3], strokeWidth=1)
+            line = alt.Chart(alt.InlineData(values=ends)).mark_line(strokeDash=[4, 3], strokeWidth=1)
             layers.append(line.encode(x="pictures:Q", y="value:Q", color="of:N"))
         else:
             layers.append(base.mark_line(strokeWidth=1))
@@ -216,7 +232,9 @@ def chart(measured: Sequence[dict[str, float]]) -> alt.HConcatChart:
 
     return alt.hconcat(
         panel("seconds", {"building": "build_s", "an epoch": "epoch_s"}, linear=True),
-        panel("peak memory [MiB]", {"building": "build_peak_mib", "an epoch": "epoch_peak_mib"}, linear=False),
+        panel(
+            "peak memory [MiB]", {"building": "build_peak_mib", "an epoch": "epoch_peak_mib"}, linear=False
+        ),
     )
 
 

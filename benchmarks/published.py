@@ -1,12 +1,12 @@
 """The procedure as published: both towers trained, policy and reference recomputed in every step.
 
-It is what clippo's speed is measured against. Its facts are those of the authors' own code for "Aligning Visual
-Contrastive Learning Models via Preference Optimization" (Afzali et al., ICLR 2025, arXiv 2411.08923;
-github.com/Amirabbas-Afzali/Aligning-Visual-Contrastive-learning-models-via-Preference-Optimization, scripts/),
-written anew on open_clip modules instead of Hugging Face's:
+It is what clippo's speed is measured against. Its facts are those of the authors' own code for "Aligning
+Visual Contrastive Learning Models via Preference Optimization" (Afzali et al., ICLR 2025, arXiv 2411.08923):
+github.com/Amirabbas-Afzali/Aligning-Visual-Contrastive-learning-models-via-Preference-Optimization, folder
+scripts. It is written anew, on open_clip modules instead of Hugging Face's:
 
-- pictures arrive at 168 pixels, attacked copies drawn by the data loader; the processor resizes them to 224 on
-  the CPU, with PIL and numpy, inside the forward pass of the policy and again inside that of the reference;
+- pictures arrive at 168 pixels, attacked copies drawn by the data loader; the processor resizes them to 224
+  on the CPU, with PIL and numpy, inside the forward pass of the policy and again inside the reference's;
 - one forward pass of the whole policy and one of the whole reference a step: the image tower on clean and
   attacked pictures, the text tower on the prompts of all classes; the reference's weights need no gradient;
 - the loss plus KL(reference || policy) on the clean pictures, all in float32, one backward pass;
@@ -26,6 +26,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import open_clip
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -67,13 +68,12 @@ class Published:
         self._tokenizer = clip.tokenizer
         self.tokens_CL = self.tokens_of(prompts)
         self.side = clip.image_size[0]
-        self._mean, self._std = (np.asarray(v.flatten() / 255, np.float32) for v in (clip._mean, clip._std))
+        preprocess = open_clip.get_model_preprocess_cfg(clip.model)
+        self._mean, self._std = (np.asarray(preprocess[k], np.float32) for k in ("mean", "std"))
         self._loss, self._beta, self._kl_weight = loss, beta, kl_weight
         self._optimizer = torch.optim.Adamax(self.policy.parameters(), lr=learning_rate)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, steps)
-        self._density = lambda step: (
-            ((step + 0.5) / (steps + 1)) * (1 - (step + 0.5) / (steps + 1))
-        ) ** (average_beta - 1)
+        self._steps, self._average_beta = steps, average_beta
         self._steps_done, self._mass = 0, self._density(0)
 
     def step(
@@ -118,7 +118,7 @@ class Published:
         return (scale * image_BD @ text_CD.T).log_softmax(1)
 
     def processed(self, pictures: Tensor) -> Tensor:
-        """What a Hugging Face image processor does: resize, crop, rescale and normalise, picture by picture."""
+        """What Hugging Face's image processor does: resize, rescale and normalise, picture by picture."""
         side, done = self.side, []
         for picture in pictures.cpu():
             image = Image.fromarray(picture.permute(1, 2, 0).numpy())
@@ -148,6 +148,10 @@ class Published:
         for average, weight in zip(self.average.parameters(), self.policy.parameters(), strict=True):
             average.data = (average + share * weight.detach()) / (1 + share)
         self._mass += density
+
+    def _density(self, step: int) -> float:
+        x = (step + 0.5) / (self._steps + 1)
+        return float((x * (1 - x)) ** (self._average_beta - 1))
 
 
 class Pairs(Dataset[Pair]):

@@ -4,11 +4,11 @@
 
 ``settings.json`` is a list of objects with loss, beta, kl_weight, learning_rate, epochs and seed.
 
-A trial trains, measures clean and attacked accuracy of the averaged weights on validation pictures after every
-epoch (and of the reference after the first), writes a checkpoint, and at the end measures last weights, average
-and reference on test pictures: as the published code does, which then measures the tuning pictures too. Every
-model is run whole on every picture that it is measured on, and every picture is composed, resized and attacked
-when it is asked for.
+A trial trains, measures clean and attacked accuracy of the averaged weights on validation pictures after
+every epoch (and of the reference after the first), writes a checkpoint, and at the end measures last weights,
+average and reference on test pictures: as the published code does, which then measures the tuning pictures
+too. Every model is run whole on every picture that it is measured on, and every picture is composed, resized
+and attacked when it is asked for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def trial(config: Mapping[str, Any], *, data: DataConfig, batch_size: int) -> No
     )  # fmt: skip
     for epoch in range(1, settings["epochs"] + 1):
         losses = [published.step(*batch) for batch in loader]
-        measured = {"averaged": published.average} | ({"reference": published.reference} if epoch == 1 else {})
+        measured = {"averaged": published.average} | (
+            {"reference": published.reference} if epoch == 1 else {}
+        )
         values = accuracies(published, measured, "validation", data, batch_size, model)
         with tempfile.TemporaryFile() as file:
             torch.save(published.state_dict(), file)
@@ -76,7 +78,7 @@ def accuracies(
     model: ModelConfig,
 ) -> dict[str, float]:  # fmt: skip
     """Share correct on clean and attacked pictures of seen and held-out classes, by each model."""
-    values = {}
+    values: dict[str, float] = {}
     for group in GROUPS:
         pairs = Pairs(data, f"{split}/{group}", published.side)
         tokens_CL = published.tokens_of(_prompts(model, pairs))
@@ -95,8 +97,8 @@ def _prompts(model: ModelConfig, pairs: Pairs) -> list[str]:
 
 
 def main(
-    settings: tyro.conf.Positional[Path], *, report: Path = Path("report.json"), concurrency: int = 2, train_pictures: int = 1024,
-    eval_pictures: int = 384, batch_size: int = 64,
+    settings: tyro.conf.Positional[Path], *, report: Path = Path("report.json"), concurrency: int = 2,
+    train_pictures: int = 1024, eval_pictures: int = 384, batch_size: int = 64,
 ) -> None:  # fmt: skip
     """Runs every one of the settings.
 
@@ -121,8 +123,9 @@ def main(
         results = tuner.fit()
     if results.errors:
         raise SystemExit(f"{len(results.errors)} of {len(chosen)} trials failed: {results.errors[0]}")
+    last = [results[i].metrics or {} for i in range(len(results))]
     keys = ("epoch", "loss", "accuracy", "wall_s", "settings")
-    report.write_text(json.dumps([{k: (r.metrics or {})[k] for k in keys} for r in results], indent=1))
+    report.write_text(json.dumps([{k: reported[k] for k in keys} for reported in last], indent=1))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Ray Train beside plain torch.distributed: the same loop in as many processes.
 
-Compared is an epoch after launch, from one report to the next on rank 0: training, evaluation and the report. What
-launching costs is measured apart: from the call to the first line of rank 0's loop, from there to its first
-report (which holds the first epoch), and from the last report to the return of the call.
+Compared is an epoch after launch, from one report to the next on rank 0: training, evaluation and the report.
+What launching costs is measured apart: from the call to the first line of rank 0's loop, from there to its
+first report (which holds the first epoch), and from the last report to the return of the call.
 
 Ray is imported where it is used: the processes that torch starts must not pay for it.
 """
@@ -15,16 +15,32 @@ import os
 import tempfile
 import time
 import uuid
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.common import (
-    BUNDLED, RESULTS, Line, NoCheckpoints, Precision, Spread, alternate, data_of, finish, load, opened,
-    prepared_folder, program, random_model, ratios, results_folder, the_console,
+    BUNDLED,
+    RESULTS,
+    Line,
+    NoCheckpoints,
+    Precision,
+    Spread,
+    alternate,
+    data_of,
+    finish,
+    load,
+    opened,
+    prepared_folder,
+    program,
+    random_model,
+    ratios,
+    results_folder,
+    the_console,
 )  # fmt: skip
 from clippo.config import ModelConfig, TrainConfig
 from clippo.model import policy_of
@@ -107,7 +123,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
 def with_torch(run: Run) -> None:
     """The loop as processes that torch starts."""
     with tempfile.TemporaryDirectory(prefix="clippo-rendezvous-") as folder:
-        torch.multiprocessing.spawn(_torch_worker, (run, f"file://{folder}/store"), nprocs=run.workers)
+        spawn(_torch_worker, (run, f"file://{folder}/store"), nprocs=run.workers)
 
 
 def _torch_worker(rank: int, run: Run, address: str) -> None:
@@ -139,7 +155,7 @@ class Launches:
         self.to_loop.append(entered - self.run.began)
         self.to_report.append(reported[0] - entered)
         self.to_return.append(ended - reported[-1])
-        self.epochs.append([b - a for a, b in zip(reported, reported[1:], strict=False)])
+        self.epochs.append([b - a for a, b in pairwise(reported)])
         return Spread.of(self.epochs[-1]).median
 
 
@@ -168,6 +184,7 @@ def main(
     if smoke:
         rounds, epochs, pictures, batch_size, trainable = 1, 2, 16, 8, "last:1"
     console, load_before = the_console(), load()
+    torch.set_num_threads(1)  # as every worker does; the JSON says so
     with tempfile.TemporaryDirectory(prefix="clippo-benchmark-") as temporary:
         folder = Path(temporary)
         config = dataclasses.replace(random_model(model, folder), trainable=trainable)

@@ -13,7 +13,7 @@ import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from clippo import demo
@@ -72,7 +72,7 @@ def export(
         cast(nn.Module, clip.model.visual).load_state_dict(tuned, strict=False)  # the tower's own names
     out.parent.mkdir(parents=True, exist_ok=True)
     state = {n: w.detach().contiguous().clone() for n, w in clip.model.state_dict().items()}
-    save_file(state, out, metadata={"clippo": f"{sweep}/{trial_id}/{variant}"})
+    out.write_bytes(save(state, metadata={"clippo": f"{sweep}/{trial_id}/{variant}"}))
     card = out.with_suffix(".md")
     card.write_text(_card(store, sweep, trial_id, variant, clip, model, out))
     return Exported(clip.open_clip_name, out, card)
@@ -133,7 +133,8 @@ def _card(
     points = {(p.trial_id, p.variant): p for p in front_of(store, sweep).points}
     settings = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable")
     licence = LICENCES.get(model.name) or "that of the base model's weights; look it up before you ship"
-    base = f"{model.name}, {model.pretrained or 'its own weights'}"
+    random = "the bundled weights" if model.name == demo.MODEL_NAME else "random weights"
+    base = f"{model.name}, {model.pretrained or random}"
     lines = [
         f"# {base}, tuned against typographic attacks",
         "",

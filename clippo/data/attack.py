@@ -92,7 +92,7 @@ def _characters(path: Path) -> frozenset[int]:
         return frozenset(font.getBestCmap())
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=64)
 def _load_font(path: Path, size: float, shaping: bool) -> ImageFont.FreeTypeFont:
     engine = ImageFont.Layout.RAQM if shaping else ImageFont.Layout.BASIC
     return ImageFont.truetype(path, size, layout_engine=engine)

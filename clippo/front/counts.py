@@ -136,7 +136,7 @@ class CountTable:
         )
 
     def numbers(self, split: str) -> dict[str, tuple[Array, Array]]:
-        """``(n_correct, n_total)`` of each kind of set, and what was fooled of attacked ones; NaN: not measured.
+        """``(n_correct, n_total)`` of each kind of set; of attacked ones also what was fooled; else NaN.
 
         Seen and held-out classes together, where a kind belongs to the objectives only those sets that do,
         since curves are measured on no others. Published sets by name, for instance ``attacked/rta-100``.
@@ -150,12 +150,12 @@ class CountTable:
             if part == split and (rest in wanted or kind not in kinds or which not in OWN_CLASSES):
                 by_kind[kind if which in OWN_CLASSES else rest].append(i)
         numbers = {}
-        for kind, i in sorted(by_kind.items()):
-            total = self.total_PS[:, i].sum(axis=1)
-            numbers[f"{kind}_accuracy"] = self.correct_PS[:, i].sum(axis=1), total
+        for kind, columns in sorted(by_kind.items()):
+            total = self.total_PS[:, columns].sum(axis=1)
+            numbers[f"{kind}_accuracy"] = self.correct_PS[:, columns].sum(axis=1), total
             if kind.startswith("attacked"):
                 which = kind.removeprefix("attacked")
-                numbers[f"attack_success_rate{which}"] = self.fooled_PS[:, i].sum(axis=1), total
+                numbers[f"attack_success_rate{which}"] = self.fooled_PS[:, columns].sum(axis=1), total
         return numbers
 
 
@@ -213,7 +213,8 @@ def read_counts(
     points, point = np.unique(setting_R * len(variants) + variant_R, return_inverse=True)
     seeds_P = np.bincount(point, minlength=len(points))
     mean = np.zeros((3, len(points), len(sets)))
-    np.add.at(mean, (slice(None), point), table)
+    for sums, counted in zip(mean, table, strict=True):
+        np.add.at(sums, point, counted)
     mean /= seeds_P[:, None]
     split = _split(table[0], table[1], sets, "validation", robustness_sets, retention_sets)
     return CountTable(
@@ -280,7 +281,8 @@ def _settings(trials: pa.Table) -> tuple[list[Setting], dict[str, int]]:
             what = {n: v for n, v in row["settings"].items() if n != "seed"}
             key = REFERENCE if row["trial_id"] == REFERENCE else json.dumps(what, sort_keys=True)
             members[key].append(row)
-    settings, setting_of = [], {}
+    settings: list[Setting] = []
+    setting_of: dict[str, int] = {}
     for same in members.values():
         setting_of.update({row["trial_id"]: len(settings) for row in same})
         settings.append(

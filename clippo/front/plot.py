@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -10,26 +11,39 @@ from typing import Any
 import altair as alt
 
 from clippo.errors import ConfigError, StoreError
-from clippo.front.points import REFERENCE, Front, Point, describe
+from clippo.front.counts import position
+from clippo.front.points import (
+    METHODS,
+    REFERENCE,
+    UNTOUCHED,
+    Bounds,
+    Front,
+    Point,
+    describe,
+    export_flags,
+    well_spread,
+)
 
 FORMATS = (".png", ".svg", ".html")
 X_TITLE = "retention: share of what the model could do before"
 Y_TITLE = "robustness: accuracy on attacked pictures"
-WIDTH, HEIGHT = 620, 400  # of the plotting area; with its axis the picture is about 700 px wide
+WIDTH, HEIGHT = 620, 420  # of the plotting area; with its axis the picture is about 700 px wide
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 # Okabe and Ito's colours, which stay apart for the colour-blind, and a shape each for print in grey. A loss
 # keeps its own in every picture; one that is not named here takes the next that is free.
 KNOWN_LOSSES = ("dpo", "ipo", "kto", "cross_entropy")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right")
-INK, GREY, PALE = "#222222", "#8A8A8A", "#B4B4B4"
+INK, PAPER, GREY, PALE = "#222222", "#FFFFFF", "#8A8A8A", "#B4B4B4"
 STAR = "M0,-1L.235,-.324L.951,-.309L.38,.124L.588,.809L0,.4L-.588,.809L-.38,.124L-.951,-.309L-.235,-.324Z"
-UNTOUCHED = "untouched model"
-ON_FRONT, DOMINATED = "on the front, with 90 % intervals", "dominated"
+ON_FRONT, DOMINATED = "on the front, some with 90 % intervals", "dominated"
 
 # An axis never shows less than MIN_SPAN, or noise would fill the picture; and a bad trial must not press the
 # front into a corner: dominated points widen an axis to at most MAX_WIDENING times what the front needs.
-MIN_SPAN, MAX_WIDENING, PADDING = 0.1, 2.0, 0.04
+MIN_SPAN, MAX_WIDENING, PADDING = 0.04, 2.0, 0.04
+CELLS = 150  # of several dominated points in one such part of both axes one is drawn
+MOST_CURVES, MOST_BARS = 12, 7
 
 TOOLTIP = {
     "trial": "trial",
@@ -42,32 +56,45 @@ TOOLTIP = {
     "test_retention": "test retention",
     "test_attack_success_rate": "test attack success rate",
     "test_reading_accuracy": "test word reading",
+    "export": "clippo export STORE",
 }
 
 
-def front_chart(front: Front) -> alt.LayerChart:
+def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -> alt.LayerChart:
     """Retention against robustness on validation pictures: the front with its intervals, the rest faint.
 
-    Dominated points that could only be shown by squeezing the front are counted in the subtitle instead.
+    Lines are curves of interpolated weights: of what is recommended, of the baselines (dashed), and faintly
+    of other trials on the front. Dominated points that could only be shown by squeezing the front are counted
+    in the subtitle instead. The parameters ``ink``, ``paper`` and ``picked`` (`key_of` the point with the
+    ring) may be changed where the chart is shown.
     """
     x_domain = _domain(front.points, "retention")
     visible = [p for p in front.points if _within(p.retention, x_domain)]
     y_domain = _domain(visible, "robustness")
-    hidden = len(front.points) - sum(_within(p.robustness, y_domain) for p in visible)
+    visible = [p for p in visible if _within(p.robustness, y_domain)]
     x, x_low = (_axis(alt.X(field), X_TITLE, x_domain) for field in ("retention:Q", "retention_low:Q"))
     y, y_low = (_axis(alt.Y(field), Y_TITLE, y_domain) for field in ("robustness:Q", "robustness_low:Q"))
     color, shape, size, opacity = _looks(front.points)
-    tooltip = [alt.Tooltip(field=field, type="nominal", title=title) for field, title in TOOLTIP.items()]
+    tooltip = [alt.Tooltip(field=field, type="nominal", title=name) for field, name in TOOLTIP.items()]
+    ink, paper = (alt.param(name=n, value=v) for n, v in (("ink", INK), ("paper", PAPER)))
+    picked = alt.param(name="picked", value=key_of(front.recommended))
+    in_ink, on_paper = alt.ExprRef(expr="ink"), alt.ExprRef(expr="paper")
 
     # What is drawn later lies on top.
-    rows = [_row(p) for p in sorted(front.points, key=lambda p: p.on_front)]
+    barred = {key_of(p) for p in well_spread(front, MOST_BARS)}
+    drawn = sorted(thinned(visible, x_domain, y_domain), key=lambda p: p.on_front)
+    rows = [{**_row(p), "barred": key_of(p) in barred} for p in drawn]
     untouched, tuned = (alt.Chart().transform_filter(f) for f in ("datum.untouched", "!datum.untouched"))
-    bars = tuned.transform_filter("datum.on_front").mark_errorbar(ticks={"size": 6}, thickness=1.2)
-    star_bar = untouched.mark_errorbar(ticks={"size": 6}, thickness=1.2, color=INK)
-    star = untouched.mark_point(shape=STAR, filled=True, size=200, color=INK, opacity=1)
+    bars = tuned.transform_filter("datum.barred").mark_errorbar(ticks={"size": 6}, thickness=1.2)
+    star_bar = untouched.mark_errorbar(ticks={"size": 6}, thickness=1.2, color=in_ink)
+    star = untouched.mark_point(shape=STAR, filled=True, size=200, color=in_ink, opacity=1)
+    ring = alt.Chart().transform_filter("datum.key === picked")
+    rim = {"stroke": on_paper, "strokeWidth": 4, "strokeJoin": "round"}  # readable over points, too
     # The untouched model keeps all that it has, so its label has room only to its left.
     label = {"align": "right", "baseline": "top", "dx": -8, "dy": 6, "fontSize": 12, "text": UNTOUCHED}
-    rim = {"stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}  # readable over points, too
+    named = {"align": "right", "baseline": "bottom", "dx": -11, "dy": -7, "fontSize": 12}
+    chosen = alt.Chart().transform_filter({"field": "key", "equal": key_of(front.recommended)})
+    name = alt.TextValue("recommended") if front.recommended is not front.reference else alt.TextValue("")
 
     edge = _edge(front.front, x_domain[0])
     end = {**edge[-1], "robustness": y_domain[0], "order": len(edge)}
@@ -77,26 +104,49 @@ def front_chart(front: Front) -> alt.LayerChart:
     line = alt.Chart(alt.InlineData(values=[*edge, end])).mark_line(
         interpolate="step-before", color=PALE, strokeWidth=1.2, clip=True
     )
+    dash = alt.StrokeDash("kind:N", legend=None).scale(domain=["tuned", "baseline"], range=[[1, 0], [5, 4]])
+    curves = _curves(front)
+    plain, faint = (
+        alt.Chart(alt.InlineData(values=[c for c in curves if c["plain"] is is_plain]))
+        .mark_line(clip=True, strokeWidth=width_of, opacity=opacity_of)
+        .encode(x=x, y=y, color=color, detail="trial:N", order="position:Q", strokeDash=dash)
+        for is_plain, width_of, opacity_of in ((True, 1.8, 0.9), (False, 1.0, 0.3))
+    )
     across = {"x": x_low, "x2": alt.X2("retention_high:Q"), "y": y}
     upright = {"x": x, "y": y_low, "y2": alt.Y2("robustness_high:Q")}
     layers = [
         area.encode(x=x, y=y, y2=alt.Y2Datum(y_domain[0])),
         line.encode(x=x, y=y, order="order:Q"),
+        faint,
+        plain,
         bars.encode(**across, color=color, tooltip=tooltip),
         bars.encode(**upright, color=color, tooltip=tooltip),
-        tuned.mark_point(filled=True, clip=True, stroke="white", strokeWidth=0.8).encode(
+        tuned.mark_point(filled=True, clip=True, stroke=on_paper, strokeWidth=0.8).encode(
             x=x, y=y, color=color, shape=shape, size=size, opacity=opacity, tooltip=tooltip
         ),
         star_bar.encode(**across, tooltip=tooltip),
         star_bar.encode(**upright, tooltip=tooltip),
         star.encode(x=x, y=y, tooltip=tooltip),
+        ring.mark_point(filled=False, size=380, stroke=in_ink, strokeWidth=1.8, opacity=1).encode(
+            x=x, y=y, tooltip=tooltip
+        ),
         untouched.mark_text(**label, **rim).encode(x=x, y=y),
-        untouched.mark_text(**label, color=INK).encode(x=x, y=y),
+        untouched.mark_text(**label, color=in_ink).encode(x=x, y=y),
+        chosen.mark_text(**named, **rim).encode(x=x, y=y, text=name),
+        chosen.mark_text(**named, color=in_ink).encode(x=x, y=y, text=name),
     ]
+    hidden = len(front.points) - len(visible)
+    chart = alt.layer(*layers, data=alt.InlineData(values=rows)).add_params(ink, paper, picked)
+    return styled(
+        chart.properties(width=width, height=HEIGHT, **({"title": _title(front, hidden)} if title else {}))
+    )
+
+
+def styled(chart: Any) -> Any:
+    """A chart in the looks that all of the project's have."""
     return (
-        alt.layer(*layers, data=alt.InlineData(values=rows))
-        .properties(width=WIDTH, height=HEIGHT, background="white", padding=12, title=_title(front, hidden))
-        .configure(font="Liberation Sans, Arial, Helvetica, sans-serif")
+        chart.properties(background=PAPER, padding=12)
+        .configure(font=FONT)
         .configure_view(stroke=None)
         .configure_axis(
             labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, tickCount=8,
@@ -134,13 +184,79 @@ def save_chart(chart: alt.TopLevelMixin, path: str | Path) -> None:
         # Inlined scripts: the page must also open where there is no network.
         chart.save(text, format="svg" if suffix == ".svg" else "html", inline=suffix == ".html")
         picture = text.getvalue()
+    write_file(path, picture if isinstance(picture, bytes) else picture.encode(), " or ".join(FORMATS))
+
+
+def write_file(path: Path, content: bytes, endings: str) -> None:
+    """Writes a file.
+
+    Raises:
+        StoreError: it cannot be written; ``endings`` says what its name may end in.
+    """
     try:
-        path.write_bytes(picture if isinstance(picture, bytes) else picture.encode())
+        path.write_bytes(content)
     except OSError as error:
         raise StoreError(
-            f"cannot write {path}: {error.strerror}; name a file ending in {' or '.join(FORMATS)} "
+            f"cannot write {path}: {error.strerror}; name a file ending in {endings} "
             "in a folder that exists and may be written to"
         ) from error
+
+
+def key_of(point: Point) -> str:
+    """What names a point in a chart."""
+    return f"{point.trial_id} {point.variant}"
+
+
+def losses_of(points: Sequence[Point]) -> dict[str, tuple[str, str]]:
+    """Colour and shape of each loss that was tried."""
+    used = {p.settings["loss"] for p in points if p.trial_id != REFERENCE}
+    names = (*KNOWN_LOSSES, *sorted(used - {*KNOWN_LOSSES}))
+    looks = {n: (COLOURS[i % len(COLOURS)], SHAPES[i % len(SHAPES)]) for i, n in enumerate(names)}
+    return {name: look for name, look in looks.items() if name in used}
+
+
+def thinned(points: Sequence[Point], x_domain: Bounds, y_domain: Bounds) -> list[Point]:
+    """All points of the front, and of dominated ones that would lie on each other one of each loss."""
+    x_width, y_width = (high - low for low, high in (x_domain, y_domain))
+    kept: dict[tuple[Any, ...], Point] = {}
+    for point in points:
+        cell: tuple[Any, ...] = (key_of(point),)
+        if not point.on_front and point.trial_id != REFERENCE:
+            column = int((point.retention - x_domain[0]) / x_width * CELLS)
+            row = int((point.robustness - y_domain[0]) / y_width * CELLS)
+            cell = point.settings["loss"], column, row
+        kept.setdefault(cell, point)
+    return list(kept.values())
+
+
+def _curves(front: Front) -> list[dict[str, Any]]:
+    """The curves worth drawing, from the untouched model to the averaged weights and beyond, by position."""
+    by_trial: dict[str, list[Point]] = defaultdict(list)
+    for p in front.points:
+        if position(p.variant) is not None:
+            by_trial[p.trial_id].append(p)
+    baselines = {p.trial_id for c in front.comparisons if c.method != METHODS[-1] for p in c.front}
+    on_front = [p.trial_id for p in sorted(front.front, key=lambda p: -p.probability)]
+    wanted = list(dict.fromkeys([front.recommended.trial_id, *sorted(baselines), *on_front]))
+    rows = []
+    for trial_id in wanted[:MOST_CURVES]:
+        if trial_id == REFERENCE or len(by_trial[trial_id]) < 2:
+            continue
+        plain = trial_id in baselines or trial_id == front.recommended.trial_id
+        steps = [(position(p.variant), p) for p in by_trial[trial_id]] + [(0.0, front.reference)]
+        rows += [
+            {
+                "trial": trial_id,
+                "loss": by_trial[trial_id][0].settings["loss"],
+                "kind": "baseline" if trial_id in baselines else "tuned",
+                "plain": plain,
+                "position": place,
+                "retention": p.retention,
+                "robustness": p.robustness,
+            }
+            for place, p in steps
+        ]
+    return rows
 
 
 def _row(point: Point) -> dict[str, Any]:
@@ -148,6 +264,7 @@ def _row(point: Point) -> dict[str, Any]:
     untouched = point.trial_id == REFERENCE
     test = {f"test_{name}": f"{value:.3f}" for name, value in point.test.items()}
     return {
+        "key": key_of(point),
         "trial": UNTOUCHED if untouched else point.trial_id,
         "variant": point.variant,
         "setting": "" if untouched else describe(point.settings),
@@ -164,11 +281,12 @@ def _row(point: Point) -> dict[str, Any]:
         "retention_high": point.retention_interval[1],
         "retention_text": f"{point.retention:.3f} ({_interval(point.retention_interval)})",
         "probability": f"{point.probability:.2f}",
+        "export": "" if untouched else export_flags(point.trial_id, point.variant),
         **{name: test.get(name, "not measured") for name in TOOLTIP if name.startswith("test_")},
     }
 
 
-def _interval(interval: tuple[float, float]) -> str:
+def _interval(interval: Bounds) -> str:
     return "{:.3f} to {:.3f}".format(*interval)
 
 
@@ -179,11 +297,11 @@ def _edge(front: Sequence[Point], left: float) -> list[dict[str, float]]:
     return [{"retention": x, "robustness": y, "order": i} for i, (x, y) in enumerate(corners)]
 
 
-def _axis(channel: Any, title: str, domain: tuple[float, float]) -> Any:
+def _axis(channel: Any, title: str, domain: Bounds) -> Any:
     return channel.title(title).scale(domain=domain, nice=False, zero=False)
 
 
-def _domain(points: Sequence[Point], objective: str) -> tuple[float, float]:
+def _domain(points: Sequence[Point], objective: str) -> Bounds:
     """The part of an axis worth looking at: all of the front, and of the rest what does not squeeze it."""
     shown = [p for p in points if p.on_front or p.trial_id == REFERENCE]
     ends = [end for p in shown for end in (getattr(p, objective), *getattr(p, f"{objective}_interval"))]
@@ -196,23 +314,21 @@ def _domain(points: Sequence[Point], objective: str) -> tuple[float, float]:
     return low - padding, high + padding
 
 
-def _within(value: float, domain: tuple[float, float]) -> bool:
+def _within(value: float, domain: Bounds) -> bool:
     return domain[0] <= value <= domain[1]
 
 
 def _looks(points: Sequence[Point]) -> tuple[alt.Color, alt.Shape, alt.Size, alt.Opacity]:
     """How a loss and a place on the front look, each with a legend of its own."""
-    used = {p.settings["loss"] for p in points if p.trial_id != REFERENCE}
-    losses = [name for name in (*KNOWN_LOSSES, *sorted(used - {*KNOWN_LOSSES})) if name in used]
-    numbers = [(*KNOWN_LOSSES, *sorted(used - {*KNOWN_LOSSES})).index(name) for name in losses]
-    colours, shapes = ([of[n % len(of)] for n in numbers] for of in (COLOURS, SHAPES))
+    losses = losses_of(points)
+    colours, shapes = ([look[i] for look in losses.values()] for i in (0, 1))
     # Channels that share field, title and legend make one legend.
     of_loss = alt.Legend(title="loss", symbolOpacity=1, symbolSize=90)
     of_state = alt.Legend(title=None, symbolFillColor=GREY)
     states = [ON_FRONT, DOMINATED]
     return (
-        alt.Color("loss:N", legend=of_loss).scale(domain=losses, range=colours),
-        alt.Shape("loss:N", legend=of_loss).scale(domain=losses, range=shapes),
+        alt.Color("loss:N", legend=of_loss).scale(domain=list(losses), range=colours),
+        alt.Shape("loss:N", legend=of_loss).scale(domain=list(losses), range=shapes),
         alt.Size("state:N", legend=of_state).scale(domain=states, range=[120, 34]),
         alt.Opacity("state:N", legend=of_state).scale(domain=states, range=[1, 0.4]),
     )

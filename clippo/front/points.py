@@ -303,15 +303,29 @@ def describe(settings: Mapping[str, Any]) -> str:
     return f"{settings['loss']}{beta} x{settings['epochs']} kl {settings['kl_weight']:.2g} lr {rate}"
 
 
-def flags_of(point: Point) -> str:
-    """The flags of ``clippo export`` that write this point as a checkpoint.
+def well_spread(front: Front, rows: int) -> list[Point]:
+    """The untouched model, the ends of the front, knee, recommended point, and what lies farthest apart."""
+    points = [p for p in front.points if p.on_front or p is front.reference]
+    if len(points) <= rows:
+        return points
+    marked = (front.reference, front.recommended, front.knee, front.front[0], front.front[-1])
+    chosen = [i for i, p in enumerate(points) if any(p is m for m in marked)]
+    places = np.array([(p.retention, p.robustness) for p in points])
+    places = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
+    while len(chosen) < rows:
+        nearest = np.linalg.norm(places[:, None] - places[chosen], axis=-1).min(axis=1)
+        chosen.append(int(nearest.argmax()))
+    return [points[i] for i in sorted(chosen)]
 
-    >>> flags_of(point)  # doctest: +SKIP
-    '--trial 00014 --alpha 0.8'
+
+def export_flags(trial_id: str, variant: str) -> str:
+    """The flags of ``clippo export`` that write a point as a checkpoint.
+
+    >>> export_flags("00014", "alpha=0.8"), export_flags("00014", "last")
+    ('--trial 00014 --alpha 0.8', '--trial 00014 --variant last')
     """
-    kind, _, value = point.variant.partition("=")
-    flag = f"--{kind} {value}" if value else f"--variant {kind}"
-    return f"--trial {point.trial_id} {flag}"
+    kind, _, value = variant.partition("=")
+    return f"--trial {trial_id} " + (f"--{kind} {value}" if value else f"--variant {kind}")
 
 
 def _noise(counts: CountTable) -> tuple[Noise, int, Bounds]:
@@ -373,34 +387,30 @@ def _points(
         {n: x for n, x in zip(names, of_point, strict=True) if not math.isnan(x[0])}
         for of_point in zip(*measured, strict=True)
     ]
-    columns = (
-        counts.owner_P, counts.variant_P, methods, evidence.measured_PM.tolist(), evidence.low_PM.tolist(),
-        evidence.high_PM.tolist(), on_front.tolist(), evidence.probability().tolist(), chance.tolist(),
-        _groups(evidence, on_front).tolist(), tested,
-    )  # fmt: skip
+    owners = [counts.settings[owner] for owner in counts.owner_P]
+    values, lows, highs = (a.tolist() for a in (evidence.measured_PM, evidence.low_PM, evidence.high_PM))
+    probability, groups = evidence.probability().tolist(), _groups(evidence, on_front).tolist()
     return [
         Point(
-            trial_id=counts.settings[owner].trial_id,
-            trial_ids=counts.settings[owner].trial_ids,
-            variant=variant,
-            method=METHODS[method],
-            settings=counts.settings[owner].settings,
-            device_s=counts.settings[owner].device_s,
-            robustness=value[0],
-            robustness_interval=(lowest[0], highest[0]),
-            retention=value[1],
-            retention_interval=(lowest[1], highest[1]),
-            on_front=is_on_front,
-            probability=probability,
-            chance=None if math.isnan(chance_of) else chance_of,
-            group=group,
-            test={n: x for n, (x, _, _) in numbers_of.items()},
-            test_intervals={n: (a, b) for n, (_, a, b) in numbers_of.items()},
+            trial_id=owners[i].trial_id,
+            trial_ids=owners[i].trial_ids,
+            variant=counts.variant_P[i],
+            method=METHODS[methods[i]],
+            settings=owners[i].settings,
+            device_s=owners[i].device_s,
+            robustness=values[i][0],
+            robustness_interval=(lows[i][0], highs[i][0]),
+            retention=values[i][1],
+            retention_interval=(lows[i][1], highs[i][1]),
+            on_front=bool(on_front[i]),
+            probability=probability[i],
+            chance=None if np.isnan(chance[i]) else float(chance[i]),
+            group=groups[i],
+            test={n: x for n, (x, _, _) in tested[i].items()},
+            test_intervals={n: (a, b) for n, (_, a, b) in tested[i].items()},
         )
-        for (
-            owner, variant, method, value, lowest, highest, is_on_front, probability, chance_of, group, numbers_of
-        ) in zip(*columns, strict=True)
-    ]  # fmt: skip
+        for i in range(len(owners))
+    ]
 
 
 def _by_retention(points: Iterable[Point]) -> list[Point]:
@@ -416,7 +426,7 @@ def _most_robust(measured_PM: Array, candidates: Mask, chance: Array) -> int:
 
 
 def _knee(measured_PM: Array, on_front: Mask) -> int | None:
-    """The point of the front that lies farthest above the line between its ends (Das, Struct. Optim. 1999)."""
+    """The point farthest above the line between the ends of the front (Das, Struct. Optim. 1999)."""
     front = np.flatnonzero(on_front)
     ends = measured_PM[front].min(axis=0), measured_PM[front].max(axis=0)
     if len(np.unique(measured_PM[front], axis=0)) < 3:

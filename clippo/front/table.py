@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from clippo.front.points import CHANCE, REFERENCE, Bounds, Front, Point, describe
+from clippo.front.points import CHANCE, REFERENCE, Bounds, Front, Point, describe, well_spread
 
 ROWS = 12
 TITLES = (
-"", "trial\nweights", "setting", "robust-\nness", "reten-\ntion", "p\n=", "test\nrob.", "test\nret.", "fool\ned", "read", "cost",
+    "", "trial\nweights", "setting", "robust-\nness", "reten-\ntion", "p\n=", "test\nrob.", "test\nret.",
+    "fool\ned", "read", "cost",
 )  # fmt: skip
 
 
@@ -31,11 +31,11 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
     console.print(table)
     left_out = f", {len(wanted) - len(shown)} of them not shown (--all)" if len(shown) < len(wanted) else ""
     lines = [
-        f"{len(front.front)} of {len(front.points)} points are on the front{left_out}; {front.completed} trials "
-        f"completed, {front.failed} failed.",
+        f"{len(front.front)} of {len(front.points)} points are on the front{left_out}; {front.completed} "
+        f"trials completed, {front.failed} failed.",
         "",
-        recommendation(front),
-        _knee(front),
+        f"Recommended (R): {recommendation(front)}",
+        f"Knee (K): {knee(front)}",
         "",
     ]
     console.print("\n".join(lines), highlight=False)
@@ -52,12 +52,12 @@ NOTES = (
 
 
 def recommendation(front: Front) -> str:
-    """What to ship and why, in two sentences."""
+    """What to ship and why, in two sentences or less."""
     point = front.recommended
     keep = f"{front.min_retention:g} of what the model could do"
     if point.trial_id == REFERENCE:
         return (
-            f"Recommended (R): the untouched model. No tuned one keeps {keep} with a chance of {CHANCE:.0%} "
+            f"the untouched model. No tuned one keeps {keep} with a chance of {CHANCE:.0%} "
             "or more; see what less retention buys with --min-retention."
         )
     others = "no other point" if not front.alike else f"{len(front.alike)} other points"
@@ -65,26 +65,11 @@ def recommendation(front: Front) -> str:
     test, low = point.test["retention"], front.min_retention
     below = "" if test >= low else f", which is below {low:g}"
     return (
-        f"Recommended (R): trial {point.trial_id}, weights {point.variant}, the most robust point that keeps "
+        f"trial {point.trial_id}, weights {point.variant}, the most robust point that keeps "
         f"{keep} with a chance of {CHANCE:.0%} or more (here {point.chance:.0%}). On test pictures, which "
         f"chose nothing, its robustness is {_tested(point, 'robustness')} and its retention "
         f"{_tested(point, 'retention')}{below}; {others} cannot be told from it."
     )
-
-
-def well_spread(front: Front, rows: int) -> list[Point]:
-    """The untouched model, the ends of the front, knee and recommended point, and what lies farthest apart."""
-    points = [p for p in front.points if p.on_front or p is front.reference]
-    if len(points) <= rows:
-        return points
-    marked = (front.reference, front.recommended, front.knee, front.front[0], front.front[-1])
-    chosen = [i for i, p in enumerate(points) if any(p is m for m in marked)]
-    places = np.array([(p.retention, p.robustness) for p in points])
-    places = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
-    while len(chosen) < rows:
-        nearest = np.linalg.norm(places[:, None] - places[chosen], axis=-1).min(axis=1)
-        chosen.append(int(nearest.argmax()))
-    return [points[i] for i in sorted(chosen)]
 
 
 def _table(title: str | None, titles: Iterable[str], left: int) -> Table:
@@ -112,15 +97,16 @@ def _cells(point: Point, front: Front) -> list[str]:
     ]
 
 
-def _knee(front: Front) -> str:
+def knee(front: Front) -> str:
+    """Where the front bends, and what more robustness costs from there on."""
     if front.knee is None:
-        return "The front has too few points for a knee."
+        return "the front has too few points for one."
     rest: Sequence[Point] = front.front[front.front.index(front.knee) + 1 :]
     if not rest:
-        return f"Knee (K): {front.knee.trial_id} {front.knee.variant}."
+        return f"trial {front.knee.trial_id}, weights {front.knee.variant}."
     end = rest[-1]
     return (
-        f"Knee (K): trial {front.knee.trial_id}, weights {front.knee.variant}; from there to the end of the "
+        f"trial {front.knee.trial_id}, weights {front.knee.variant}; from there to the end of the "
         f"front, {end.robustness - front.knee.robustness:.3f} of robustness costs "
         f"{front.knee.retention - end.retention:.3f} of retention."
     )
@@ -128,8 +114,8 @@ def _knee(front: Front) -> str:
 
 def _comparison(front: Front) -> Table:
     titles = (
-        f"the most robust that\nkeeps {front.min_retention:g}", "trial\nweights", "robust-\nness", "reten-\ntion",
-        "test\nrob.", "test\nret.", "hyper-\nvolume",
+        f"the most robust that\nkeeps {front.min_retention:g}", "trial\nweights", "robust-\nness",
+        "reten-\ntion", "test\nrob.", "test\nret.", "hyper-\nvolume",
     )  # fmt: skip
     table = _table(None, titles, left=2)
     for c in front.comparisons:
@@ -149,9 +135,9 @@ def _gain(front: Front) -> str:
     per_hour = front.gained_per_device_hour
     rate = "" if per_hour is None else f" ({per_hour:.3g} above the untouched model's for each)"
     return (
-        f"All together: hypervolume {front.hypervolume:.3f} ({shown_interval(front.hypervolume_interval)}) in "
-        f"{spent}{rate}. Preference optimisation adds {front.gain:.3f} ({shown_interval(front.gain_interval)}) to "
-        "what the other methods reach."
+        f"All together: hypervolume {front.hypervolume:.3f} ({shown_interval(front.hypervolume_interval)}) "
+        f"in {spent}{rate}. Preference optimisation adds {front.gain:.3f} "
+        f"({shown_interval(front.gain_interval)}) to what the other methods reach."
     )
 
 

@@ -220,7 +220,7 @@ def cross_hypervolumes(choose_RPM: Array, measure_RPM: Array, reference_point: A
 
 
 def hypervolume_interval(
-    lowest: float, highest: float, draws: Iterable[ArrayLike], confidence: float = 0.9
+    lowest: float, highest: float, draws: Iterable[Array], confidence: float = 0.9
 ) -> tuple[float, float]:
     """The interval of a hypervolume that lies between two estimates but for the noise of the counts.
 

@@ -76,7 +76,7 @@ class Location:
 
         def read(fs: Any, root: str) -> dict[str, bytes]:
             keys = [k for k in self._listed(fs, root, folder) if not _is_temporary(k)]
-            found = fs.cat_ranges([f"{root}/{k}" for k in keys], None, None) if keys else []
+            found = fs.cat_ranges([f"{root}/{k}" for k in keys], None, None, on_error="raise")
             return {k: bytes(data) for k, data in zip(keys, found, strict=True)}
 
         return self._using("read", read)

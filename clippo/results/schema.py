@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -105,7 +106,7 @@ SEALED_ORDER = {
 }
 """How a sealed file is sorted. What is read together lies together: the text that repeats becomes long runs,
 and the statistics of a row group tell which evaluation sets it holds, so that the others are skipped."""
-_GROUP_ROWS = 1 << 17
+_GROUP_ROWS, _LEAST_ROWS = 1 << 17, 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +138,6 @@ class View:
             fields = [f.with_type(_DICTIONARY) if f.type == pa.string() else f for f in fields]
         return pa.schema(fields[: len(shown)], schema.metadata), pa.schema(fields, schema.metadata)
 
-    def rows_of(self, table: pa.Table, left_out: Sequence[str] = ()) -> pa.Table:
-        """The wanted rows, but for those of the trials that are left out."""
-        masks = [pc.is_in(table[name], pa.array(list(values))) for name, values in self.where.items()]
-        if left_out:
-            masks.append(pc.invert(pc.is_in(table["trial_id"], pa.array(left_out))))
-        return table.filter(reduce(pc.and_, masks)) if masks else table
-
 
 ALL = View()
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -173,16 +167,27 @@ def encode(name: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 def encode_sealed(name: str, table: pa.Table) -> bytes:
     """The rows of many trials as one Parquet object, for readers of all trials at once."""
-    order = [(column, "ascending") for column in SEALED_ORDER[name]]
+    order = SEALED_ORDER[name]
+    table = table.sort_by([(column, "ascending") for column in order]).drop_columns(["sweep"])
     sink = io.BytesIO()
-    pq.write_table(
-        table.sort_by(order).drop_columns(["sweep"]),
-        sink,
-        compression="zstd",
-        row_group_size=_GROUP_ROWS,
-        dictionary_pagesize_limit=8 << 20,  # room for the ids of all trials of a row group
-    )
+    # The dictionary pages have room for the ids of all trials of a row group.
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", dictionary_pagesize_limit=8 << 20
+    ) as writer:
+        for start, end in _groups(table[order[0]].combine_chunks()):
+            writer.write_table(table.slice(start, end - start), row_group_size=_GROUP_ROWS)
     return sink.getvalue()
+
+
+def _groups(column: pa.Array) -> list[tuple[int, int]]:
+    """Where the row groups of a sorted table begin and end: where its first column changes.
+
+    Where that would make small ones, it is one group for all.
+    """
+    ends = pc.run_end_encode(column).run_ends.to_pylist()
+    if len(column) < _LEAST_ROWS * len(ends):
+        return [(0, len(column))]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def decode(name: str, data: bytes, sweep: str) -> pa.Table:
@@ -211,17 +216,14 @@ def decode_sealed(name: str, data: bytes, sweep: str, view: View, left_out: Sequ
         there = metadata.schema.names
         texts = [f.name for f in read if f.type == _DICTIONARY and f.name in there]
         file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
-        groups = [
-            number
-            for number in range(metadata.num_row_groups)
-            if all(
-                _may_hold(metadata.row_group(number).column(there.index(column)).statistics, values)
-                for column, values in view.where.items()
-                if column in there
-            )
-        ]
-        table = file.read_row_groups(groups, columns=[n for n in read.names if n in there])
-        return view.rows_of(_conformed(table, read, sweep), left_out).select(shown.names)
+        groups, where = set(range(metadata.num_row_groups)), dict(view.where)
+        for column in where.keys() & set(there):
+            chosen, pure = _chosen(metadata, there.index(column), where[column])
+            groups &= chosen
+            if pure:
+                del where[column]
+        table = file.read_row_groups(sorted(groups), columns=[n for n in read.names if n in there])
+        return _filtered(_conformed(table, read, sweep), where, left_out).select(shown.names)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(name, error) from error
 
@@ -237,7 +239,7 @@ def merge(name: str, tables: list[pa.Table], view: View) -> pa.Table:
         return shown.empty_table()
     try:
         merged = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        return view.rows_of(_conformed(merged, read)).select(shown.names)
+        return _filtered(_conformed(merged, read), view.where).select(shown.names)
     except pa.ArrowException as error:
         raise _unreadable(name, error) from error
 
@@ -247,19 +249,54 @@ def _conformed(table: pa.Table, schema: pa.Schema, sweep: str | None = None) -> 
     columns = []
     for wanted in schema:
         if wanted.name in table.column_names:
-            columns.append(table[wanted.name].cast(wanted.type))
+            found = table[wanted.name]
+            columns.append(found if found.type == wanted.type else found.cast(wanted.type))
         elif wanted.name == "sweep" and sweep is not None:
-            columns.append(pa.repeat(pa.scalar(sweep), len(table)).cast(wanted.type))
+            columns.append(_texts([sweep]).take(_zeros(len(table))).cast(wanted.type))
         else:
             columns.append(pa.nulls(len(table), wanted.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _may_hold(statistics: pq.Statistics | None, values: Sequence[object]) -> bool:
-    """Whether a row group may have one of these values in a column."""
-    if statistics is None or not statistics.has_min_max:
-        return True
-    return any(statistics.min <= value <= statistics.max for value in values)
+# pyarrow imports pandas, where it is installed, to take a value from Python, which lasts as long as to read
+# tens of thousands of trials. Buffers go without.
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
+
+
+def _zeros(length: int) -> pa.Array:
+    return pa.Array.from_buffers(pa.int32(), length, [None, pa.py_buffer(bytes(4 * length))])
+
+
+def _array(values: Sequence[Any]) -> pa.Array:
+    return _texts(values) if all(isinstance(value, str) for value in values) else pa.array(list(values))
+
+
+def _filtered(
+    table: pa.Table, where: Mapping[str, Sequence[object]], left_out: Sequence[str] = ()
+) -> pa.Table:
+    masks = [pc.is_in(table[name], _array(values)) for name, values in where.items()]
+    if left_out:
+        masks.append(pc.invert(pc.is_in(table["trial_id"], _array(left_out))))
+    return table.filter(reduce(pc.and_, masks)) if masks else table
+
+
+def _chosen(metadata: pq.FileMetaData, column: int, values: Sequence[Any]) -> tuple[set[int], bool]:
+    """The row groups that may have one of these values in a column; whether they have nothing else there."""
+    groups, pure = set(), True
+    for number in range(metadata.num_row_groups):
+        statistics = metadata.row_group(number).column(column).statistics
+        if statistics is None or not statistics.has_min_max:
+            groups.add(number)
+            pure = False
+        elif any(statistics.min <= value <= statistics.max for value in values):
+            groups.add(number)
+            pure &= statistics.min == statistics.max and statistics.null_count == 0
+    return groups, pure
 
 
 def _unreadable(name: str, error: Exception) -> StoreError:

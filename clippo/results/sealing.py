@@ -136,7 +136,9 @@ def read_rows(
                 raise StoreError(
                     f"{objects.uri}/{part.key} is damaged: its content has changed; restore a copy"
                 )
-            left_out = [trial for trial, attempt in part.trials.items() if attempts.get(trial) != attempt]
+            left_out = []
+            if not part.trials.items() <= attempts.items():
+                left_out = [trial for trial, attempt in part.trials.items() if attempts.get(trial) != attempt]
             tables.append(schema.decode_sealed(table, data, sweep, view, left_out))
     for batch in _batches(single):
         rows = decoded(objects, table, batch)

@@ -14,27 +14,33 @@ from PIL import Image
 
 from clippo.config import SweepConfig
 from clippo.errors import DataError
+from clippo.front.points import REFERENCE, front_of
 from clippo.model import ClipModel, Weights, policy_of
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
+from clippo.sweep.rows import SELECTED
 from clippo.tasks import TASKS, TypographicTask
 from clippo.tasks.typographic import Part, Row
 from clippo.train.checkpoint import load_policy, weights_of
+from clippo.train.ray_train import Shared, load_shared
 
 PICTURES = 24
 PARTS = ("test/seen", "test/held_out")
 
 
-def write_examples(
-    config: SweepConfig, store: ResultStore, clip: ClipModel, text_CD: torch.Tensor,
-    models: Mapping[str, tuple[str, str]],
-) -> None:  # fmt: skip
+def write_examples(config: SweepConfig, store: ResultStore, shared: Shared) -> None:
     """Keeps the first attacked test pictures, right and wrong alike, with what each model says of them.
 
-    Args:
-        text_CD: text features of all classes.
-        models: trial id and variant by the name that the report uses; the untouched model joins them.
+    The models are the untouched one (``reference``), the recommended one where that is another, and the
+    baselines. A sweep without a completed trial has none to show.
     """
+    front = front_of(store, config.name)
+    compared = {p.trial_id for p in front.points} & set(config.search.baselines)
+    models = {trial_id: (trial_id, SELECTED) for trial_id in sorted(compared)}
+    if front.recommended.trial_id != REFERENCE:
+        models["recommended"] = (front.recommended.trial_id, front.recommended.variant)
+    clip, _, frozen = load_shared(shared)
+    text_CD = frozen.text_CD
     task = TASKS[config.task](config.data)
     policy = policy_of(clip, config.model.trainable).eval()
     weights: dict[str, Weights] = {"reference": {n: w.clone() for n, w in policy.trainable_weights().items()}}

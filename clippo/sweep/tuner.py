@@ -26,6 +26,7 @@ from clippo.front.points import REFERENCE, Front, describe, front_of
 from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
 from clippo.results import ResultStore
+from clippo.sweep.examples import write_examples
 from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import SELECTED, FinishedTrial, TrialRows, finished_trials
@@ -163,6 +164,7 @@ def _run(
             ),
         )
         tuner.fit()
+    write_examples(config, store, shared)
 
 
 def _trial_resources(config: SweepConfig) -> dict[str, float]:

@@ -33,10 +33,12 @@ from tests.results.sample import (
     SETTINGS,
     START,
     TRIAL,
+    content,
     keys,
     objects,
     parquet,
     write,
+    write_sweep,
 )
 
 if TYPE_CHECKING:
@@ -262,11 +264,31 @@ def test_pickled_store_is_the_same_store(store: ResultStore) -> None:
 def test_other_fsspec_store() -> None:
     store = ResultStore("memory://clippo-test/results")
     store.check()
-    write(store)
+    write_sweep(store, "s1", range(3))
+    store.write_examples("s1", [EXAMPLE])
     store.write_config("s1", {})
     failure(lambda: store.write_config("s1", {}))
-    assert keys(store.trials("s1")) == [("s1", "t1", 0)]
+    before = content(store)
+    assert keys(store.trials("s1")) == [("s1", f"{n:05d}", 0) for n in range(3)]
+    assert store.compact("s1") == 3
+    assert content(store) == before
+    write_sweep(store, "s1", range(3, 4))
+    assert store.compact("s1") == 4
+    assert len(store.trials()) == 4
+    assert store.examples().to_pylist() == [{"sweep": "s1", **EXAMPLE}]
     assert store.sweeps() == ["s1"]
+
+
+def test_endpoint_as_an_argument(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    uri = f"s3://{s3_env.bucket}/endpoint"
+    store = ResultStore(uri, endpoint_url=s3_env.endpoint)
+    write(store)
+    assert len(pickle.loads(pickle.dumps(store)).trials()) == 1
+    with pytest.raises(ConfigError, match="carries a password"):
+        ResultStore(uri, endpoint_url="http://me:pass-phrase@localhost")
+    with pytest.raises(ConfigError, match="has no endpoint"):
+        ResultStore("/tmp/results", endpoint_url=s3_env.endpoint)
 
 
 def test_file_url_and_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +316,8 @@ def write_many(uris: list[str], writer: int, barrier: Barrier) -> None:
         for trial in range(3):
             write(store, trial_id=f"w{writer}-{trial}")
             store.trials()  # a reader in the middle never fails
+            if writer == trial:
+                store.compact("s1")
 
 
 def test_eight_writers_at_once_lose_nothing(tmp_path: Path, s3_env: S3Server) -> None:
@@ -420,7 +444,10 @@ def test_no_secret_in_the_store(store: ResultStore, s3_env: S3Server) -> None:
     store.write_examples("s1", [EXAMPLE])
     store.write_config("s1", {"trials": 16})
     store.write_started("s1", "t1", 0, SETTINGS)
+    store.write_trial("s1", "t2", 0, TRIAL, [], [])
     seen = [repr(store).encode(), pickle.dumps(store), *objects(store).values()]
+    store.compact("s1")
+    seen += objects(store).values()
     seen += [repr(getattr(store, name)().to_pylist()).encode() for name in TABLES]
     for secret in (s3_env.key, s3_env.secret):
         assert not [data for data in seen if secret.encode() in data]
@@ -436,13 +463,16 @@ def test_duckdb_reads_the_store(store: ResultStore) -> None:
     write(store, sweep="s2", trial_id="t2")
     with duckdb.connect() as connection:
         if store.uri.startswith("s3://"):
-            connection.register_filesystem(fsspec.filesystem("s3", skip_instance_cache=True))
+            s3 = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+            connection.register_filesystem(s3)
         query = f"""
             select sweep, trial_id, sum(n_correct) / sum(n_total) as accuracy
-            from read_parquet('{store.uri}/evals/*/*.parquet', hive_partitioning = true, union_by_name = true)
+            from read_parquet('{store.uri}/evals/**/*.parquet', hive_partitioning=true, union_by_name=true)
             group by all order by all
         """
-        assert connection.sql(query).fetchall() == [("s1", "t1", 0.8), ("s2", "t2", 0.8)]
+        for _ in range(2):  # open, and one of them sealed
+            assert connection.sql(query).fetchall() == [("s1", "t1", 0.8), ("s2", "t2", 0.8)]
+            store.compact("s1")
 
 
 def test_polars_reads_the_store(store: ResultStore) -> None:
@@ -451,12 +481,14 @@ def test_polars_reads_the_store(store: ResultStore) -> None:
     write(store, sweep="s1")
     write(store, sweep="s2", trial_id="t2")
     options = {"aws_allow_http": "true"} if store.uri.startswith("s3://") else None
-    frame = pl.scan_parquet(
-        f"{store.uri}/trials/*/*.parquet",
-        hive_partitioning=True,
-        missing_columns="insert",
-        extra_columns="ignore",
-        storage_options=options,
-    )
-    rows = frame.select("sweep", "trial_id", "beta").sort("sweep").collect().rows()
-    assert rows == [("s1", "t1", 0.1), ("s2", "t2", 0.1)]
+    for _ in range(2):  # open, and one of them sealed
+        frame = pl.scan_parquet(
+            f"{store.uri}/trials/**/*.parquet",
+            hive_partitioning=True,
+            missing_columns="insert",
+            extra_columns="ignore",
+            storage_options=options,
+        )
+        rows = frame.select("sweep", "trial_id", "beta").sort("sweep").collect().rows()
+        assert rows == [("s1", "t1", 0.1), ("s2", "t2", 0.1)]
+        store.compact("s1")

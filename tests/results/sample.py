@@ -89,8 +89,7 @@ def content(store: ResultStore, sweep: str | None = None) -> dict[str, Counter[s
 
 def objects(store: ResultStore) -> dict[str, bytes]:
     """Every object below the store, read without its help."""
-    fs, root = fsspec.core.url_to_fs(store.uri)
-    fs.invalidate_cache()
+    fs, root = fsspec.core.url_to_fs(store.uri, skip_instance_cache=True, use_listings_cache=False)
     found = fs.find(root, detail=True).items()  # SeaweedFS keeps a folder for a while after its last object
     return {path.removeprefix(root): fs.cat_file(path) for path, info in found if info["type"] == "file"}
 

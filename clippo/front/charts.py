@@ -1,0 +1,129 @@
+"""What the report draws besides the front: hypervolume against cost, and slices through the settings."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from clippo.front.counts import AVERAGED, REFERENCE
+from clippo.front.evidence import HV_REFERENCE_POINT
+from clippo.front.hypervolume import hypervolume
+from clippo.front.plot import COLOURS, GREY, key_of, losses_of, styled
+from clippo.front.points import PAINT, PREFERENCE, Front, Point, describe
+
+SLICE_SETTINGS = {"beta": "beta", "kl_weight": "KL weight", "learning_rate": "learning rate"}
+SLICED = 1500  # trials in a picture of one loss; more would lie on each other
+
+
+def selected(front: Front) -> list[Point]:
+    """The averaged weights of every trial that tunes by preferences: what the search saw."""
+    return [p for p in front.points if p.variant == AVERAGED and p.method == PREFERENCE]
+
+
+def progress_chart(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Hypervolume as the trials finished, against what they had cost."""
+    steps = hypervolume_over_time(front, rows)
+    timed = steps[-1]["hours"] > 0
+    x = alt.X("hours:Q", title="device-hours") if timed else alt.X("trials:Q", title="trials finished")
+    y = alt.Y("hypervolume:Q", title="hypervolume", scale=alt.Scale(zero=False, nice=True))
+    ink = alt.param(name="ink", value=INK)
+    tooltip = [
+        alt.Tooltip("trials:Q", title="trials finished"),
+        alt.Tooltip("hours:Q", title="device-hours", format=".3g"),
+        alt.Tooltip("hypervolume:Q", format=".3f"),
+        alt.Tooltip("trial:N", title="trial"),
+    ]
+    line = alt.Chart(alt.InlineData(values=steps)).encode(x=x, y=y)
+    levels = [
+        {"method": c.method, "hypervolume": c.hypervolume}
+        for c in front.comparisons
+        if c.method != PREFERENCE
+    ]
+    rules = alt.Chart(alt.InlineData(values=levels)).encode(y=y)
+    chart = alt.layer(
+        rules.mark_rule(strokeDash=[4, 4], color=GREY),
+        rules.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11.5, color=GREY).encode(
+            text="method:N", x=alt.XValue("width")
+        ),
+        line.mark_line(interpolate="step-after", color=COLOURS[0], strokeWidth=2),
+        line.mark_point(filled=True, size=28, color=COLOURS[0], opacity=1).encode(tooltip=tooltip),
+    )
+    return styled(chart.add_params(ink).properties(width="container", height=260))
+
+
+def hypervolume_over_time(front: Front, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The hypervolume after each trial that raised it, and after the last."""
+    points_of: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for p in front.points:
+        points_of[p.trial_id].append((p.robustness, p.retention))
+    best = np.array(points_of[REFERENCE])
+    volume = hypervolume(best, HV_REFERENCE_POINT)
+    seconds, steps = 0.0, [{"trials": 0, "hours": 0.0, "hypervolume": volume, "trial": "untouched model"}]
+    finished = sorted((r for r in rows if r["trial_id"] != REFERENCE), key=lambda r: r["finished_at"])
+    for done, row in enumerate(finished, start=1):
+        seconds += row["device_s"] or 0.0
+        # Only what is not dominated by the front so far can raise it.
+        new = [p for p in points_of.get(row["trial_id"], []) if not (best >= np.array(p)).all(axis=1).any()]
+        if new or done == len(finished):
+            best = np.concatenate([best, np.array(new).reshape(-1, 2)])
+            volume = hypervolume(best, HV_REFERENCE_POINT)
+            step = {"trials": done, "hours": seconds / 3600, "hypervolume": volume, "trial": row["trial_id"]}
+            steps.append(step)
+    return steps
+
+
+def slice_charts(front: Front) -> dict[str, Any]:
+    """For each setting and loss, robustness against the setting, coloured by retention."""
+    measured = selected(front)
+    if not measured:
+        return {}
+    by_loss: dict[str, list[Point]] = defaultdict(list)
+    for p in measured:
+        by_loss[p.settings["loss"]].append(p)
+    y_domain = _padded([p.robustness for p in measured])
+    retention = [min(p.retention for p in measured), max(p.retention for p in measured)]
+    charts = {}
+    for setting, title in SLICE_SETTINGS.items():
+        for loss, (_, shape) in losses_of(measured).items():
+            values = [
+                {
+                    "value": p.settings[setting],
+                    "robustness": p.robustness,
+                    "retention": p.retention,
+                    "trial": p.trial_id,
+                    "setting": describe(p.settings),
+                    "key": key_of(p),
+                }
+                for p in by_loss[loss][:SLICED]
+                if p.settings.get(setting)
+            ]
+            if len({v["value"] for v in values}) < 2:
+                continue
+            chart = alt.Chart(alt.InlineData(values=values), title=f"{loss}: {title}").mark_point(
+                filled=True, size=60, shape=shape, opacity=0.9, stroke=GREY, strokeWidth=0.6
+            )
+            charts[f"slice-{setting}-{loss}"] = styled(
+                chart.encode(
+                    x=alt.X("value:Q", title=None, scale=alt.Scale(type="log", nice=False), axis=alt.Axis(tickCount=4, format="~g")),
+                    y=alt.Y("robustness:Q", scale=alt.Scale(domain=y_domain, nice=False), axis=alt.Axis(tickCount=5)),
+                    color=alt.Color("retention:Q", legend=None, scale=alt.Scale(scheme="viridis", domain=retention)),
+                    tooltip=[
+                        "trial:N", "setting:N", alt.Tooltip("robustness:Q", format=".3f"),
+                        alt.Tooltip("retention:Q", format=".3f"),
+                    ],
+                ).properties(width="container", height=170)
+            )  # fmt: skip
+    return charts
+
+
+def _padded(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    padding = max(0.05 * (high - low), 0.005)
+    return [math.floor((low - padding) * 1000) / 1000, math.ceil((high + padding) * 1000) / 1000]
+
+
