@@ -148,6 +148,7 @@ class Launches:
 
     def __call__(self) -> float:
         """One launch; returns the median of its epochs after the first."""
+        self.run.stamps.unlink(missing_ok=True)
         self.run = dataclasses.replace(self.run, began=time.time())
         self.start(self.run)
         ended, stamps = time.time(), json.loads(self.run.stamps.read_text())

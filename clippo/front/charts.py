@@ -13,11 +13,11 @@ import numpy as np
 from clippo.front.counts import AVERAGED, REFERENCE
 from clippo.front.evidence import HV_REFERENCE_POINT
 from clippo.front.hypervolume import hypervolume
-from clippo.front.plot import COLOURS, GREY, key_of, losses_of, styled
+from clippo.front.plot import GREY, INK, PAPER, key_of, losses_of, styled
 from clippo.front.points import PAINT, PREFERENCE, Front, Point, describe
 
 SLICE_SETTINGS = {"beta": "beta", "kl_weight": "KL weight", "learning_rate": "learning rate"}
-SLICED = 1500  # trials in a picture of one loss; more would lie on each other
+SLICED = 500  # trials in a picture of one loss; more would lie on each other
 
 
 def selected(front: Front) -> list[Point]:
@@ -31,29 +31,37 @@ def progress_chart(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     timed = steps[-1]["hours"] > 0
     x = alt.X("hours:Q", title="device-hours") if timed else alt.X("trials:Q", title="trials finished")
     y = alt.Y("hypervolume:Q", title="hypervolume", scale=alt.Scale(zero=False, nice=True))
-    ink = alt.param(name="ink", value=INK)
     tooltip = [
         alt.Tooltip("trials:Q", title="trials finished"),
         alt.Tooltip("hours:Q", title="device-hours", format=".3g"),
         alt.Tooltip("hypervolume:Q", format=".3f"),
         alt.Tooltip("trial:N", title="trial"),
     ]
+    ink, paper = (alt.param(name=n, value=v) for n, v in (("ink", INK), ("paper", PAPER)))
+    in_ink, on_paper = alt.ExprRef(expr="ink"), alt.ExprRef(expr="paper")
     line = alt.Chart(alt.InlineData(values=steps)).encode(x=x, y=y)
     levels = [
         {"method": c.method, "hypervolume": c.hypervolume}
         for c in front.comparisons
         if c.method != PREFERENCE
     ]
+    # Tuning and its interpolation are often close: their labels stand at opposite ends.
+    levels = [{**level, "end": "left" if level["method"] == PAINT else "right"} for level in levels]
     rules = alt.Chart(alt.InlineData(values=levels)).encode(y=y)
+    labels = [
+        rules.transform_filter(f"datum.end === '{end}'")
+        .mark_text(align=end, baseline=side, dx=shift, dy=gap, fontSize=11.5, **look)
+        .encode(text="method:N", x=alt.value(place))
+        for look in ({"stroke": on_paper, "strokeWidth": 4, "strokeJoin": "round"}, {"color": in_ink})
+        for end, shift, place, side, gap in (("left", 4, 0, "bottom", -3), ("right", 0, "width", "top", 4))
+    ]
     chart = alt.layer(
         rules.mark_rule(strokeDash=[4, 4], color=GREY),
-        rules.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11.5, color=GREY).encode(
-            text="method:N", x=alt.XValue("width")
-        ),
-        line.mark_line(interpolate="step-after", color=COLOURS[0], strokeWidth=2),
-        line.mark_point(filled=True, size=28, color=COLOURS[0], opacity=1).encode(tooltip=tooltip),
+        line.mark_line(interpolate="step-after", color=in_ink, strokeWidth=1.8),
+        line.mark_point(filled=True, size=28, color=in_ink, opacity=1).encode(tooltip=tooltip),
+        *labels,
     )
-    return styled(chart.add_params(ink).properties(width="container", height=260))
+    return styled(chart.add_params(ink, paper).properties(width="container", height=260))
 
 
 def hypervolume_over_time(front: Front, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -93,8 +101,8 @@ def slice_charts(front: Front) -> dict[str, Any]:
             values = [
                 {
                     "value": p.settings[setting],
-                    "robustness": p.robustness,
-                    "retention": p.retention,
+                    "robustness": round(p.robustness, 4),
+                    "retention": round(p.retention, 4),
                     "trial": p.trial_id,
                     "setting": describe(p.settings),
                     "key": key_of(p),
@@ -104,20 +112,24 @@ def slice_charts(front: Front) -> dict[str, Any]:
             ]
             if len({v["value"] for v in values}) < 2:
                 continue
-            chart = alt.Chart(alt.InlineData(values=values), title=f"{loss}: {title}").mark_point(
+            marks = alt.Chart(alt.InlineData(values=values), title=f"{loss}: {title}").mark_point(
                 filled=True, size=60, shape=shape, opacity=0.9, stroke=GREY, strokeWidth=0.6
             )
-            charts[f"slice-{setting}-{loss}"] = styled(
-                chart.encode(
-                    x=alt.X("value:Q", title=None, scale=alt.Scale(type="log", nice=False), axis=alt.Axis(tickCount=4, format="~g")),
-                    y=alt.Y("robustness:Q", scale=alt.Scale(domain=y_domain, nice=False), axis=alt.Axis(tickCount=5)),
-                    color=alt.Color("retention:Q", legend=None, scale=alt.Scale(scheme="viridis", domain=retention)),
-                    tooltip=[
-                        "trial:N", "setting:N", alt.Tooltip("robustness:Q", format=".3f"),
-                        alt.Tooltip("retention:Q", format=".3f"),
-                    ],
-                ).properties(width="container", height=170)
-            )  # fmt: skip
+            chart = marks.encode(
+                x=alt.X("value:Q")
+                .title(None)
+                .axis(tickCount=4, format="~g")
+                .scale(type="log", nice=False, padding=10),
+                y=alt.Y("robustness:Q").axis(tickCount=5).scale(domain=y_domain, nice=False),
+                color=alt.Color("retention:Q", legend=None).scale(scheme="viridis", domain=retention),
+                tooltip=[
+                    "trial:N",
+                    "setting:N",
+                    alt.Tooltip("robustness:Q", format=".3f"),
+                    alt.Tooltip("retention:Q", format=".3f"),
+                ],
+            )
+            charts[f"slice-{setting}-{loss}"] = styled(chart.properties(width="container", height=170))
     return charts
 
 
@@ -125,5 +137,3 @@ def _padded(values: Sequence[float]) -> list[float]:
     low, high = min(values), max(values)
     padding = max(0.05 * (high - low), 0.005)
     return [math.floor((low - padding) * 1000) / 1000, math.ceil((high + padding) * 1000) / 1000]
-
-

@@ -7,7 +7,7 @@ Shapes: P points, C of them near a front, S evaluation sets, M objectives, R dra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +60,8 @@ class Evidence:
         near_C: their indices; the first is the untouched model.
         draws_RCM: draws from the noise as it is modelled: shared along a curve, otherwise independent.
         together_RCM: draws in which all points err alike, since they were measured on the same pictures.
-        halves: two independent measurements of half the information each (`cross_hypervolumes`).
+        halves: two independent measurements of half the information each, and the second once more
+            (`cross_hypervolumes`).
     """
 
     measured_PM: Array
@@ -69,7 +70,7 @@ class Evidence:
     near_C: NDArray[np.int64]
     draws_RCM: Array
     together_RCM: Array
-    halves: tuple[Array, Array]
+    halves: tuple[Array, Array, Array]
 
     @staticmethod
     def of(split: SplitCounts, noise: Noise, families: Sequence[Mask]) -> Evidence:
@@ -92,15 +93,19 @@ class Evidence:
 
         rng = np.random.default_rng(0)
         few = split[near_C]
+        drawn = [
+            np.clip(few.objectives(z) + seed, 0, 1)
+            for z, seed in _deviates(noise, near_C, few.correct_PS.shape[1], DRAWS, rng)
+        ]
         together = rng.normal(size=(HV_DRAWS, 1, split.correct_PS.shape[1]))
         return Evidence(
             measured_PM=measured,
             low_PM=low,
             high_PM=high,
             near_C=near_C,
-            draws_RCM=_draw(few, noise, near_C, DRAWS, rng)[0],
+            draws_RCM=np.concatenate(drawn),
             together_RCM=np.concatenate([few.objectives(z[None]) for z in together]),
-            halves=_draw(few, noise, near_C, HV_DRAWS // 2, rng),
+            halves=_halves(few, noise, near_C, HV_DRAWS // 2, rng),
         )
 
     def probability(self) -> Array:
@@ -133,12 +138,10 @@ class Evidence:
             np.array([hypervolume(points_CM, HV_REFERENCE_POINT) for points_CM in draws[:, members]])
             for draws in (self.draws_RCM[: len(self.together_RCM)], self.together_RCM)
         )
-        choose, measure = self.halves
+        halves = [half[:, members] for half in self.halves]
         return Volumes(
             measured=hypervolume(self.measured_PM[family], HV_REFERENCE_POINT),
-            crossed=float(
-                cross_hypervolumes(choose[:, members], measure[:, members], HV_REFERENCE_POINT).mean()
-            ),
+            crossed=float(cross_hypervolumes(*halves, HV_REFERENCE_POINT).mean()),
             separate_R=separate,
             together_R=together,
         )
@@ -194,26 +197,41 @@ def _doubt(measured_PM: Array, sd_PM: Array) -> Array:
     return off
 
 
-def _draw(
-    split: SplitCounts, noise: Noise, near_C: NDArray[np.int64], draws: int, rng: np.random.Generator
-) -> tuple[Array, Array]:
-    """Draws of the objectives, and their mirror images: the same noise with the other sign."""
+def _deviates(
+    noise: Noise, near_C: NDArray[np.int64], sets: int, draws: int, rng: np.random.Generator
+) -> Iterator[tuple[Array, Array]]:
+    """Normal deviates of the counts (R, C, S) and what seeds add to the objectives (R, C, M), in portions."""
     _, curve_C = np.unique(noise.curve_P[near_C], return_inverse=True)
     _, run_C = np.unique(noise.owner_P[near_C], return_inverse=True)
-    sets = split.correct_PS.shape[1]
-    drawn, mirrored = [], []
     for size in _chunks(draws, len(near_C) * sets):
         shared = rng.normal(size=(size, curve_C.max() + 1, sets))[:, curve_C]
         own = rng.normal(size=(size, len(near_C), sets))
-        deviate = np.sqrt(noise.correlation) * shared + np.sqrt(1 - noise.correlation) * own
-        seed: Array | float = 0.0
+        seed = np.zeros((1, 1, 1))
         if noise.dof:
             # With few degrees of freedom the spread itself is not known well: Student's t.
             scale = np.sqrt(noise.dof / rng.chisquare(noise.dof, size=(size, 1, 1)))
             seed = scale * noise.sd_PM[near_C] * rng.normal(size=(size, run_C.max() + 1, 2))[:, run_C]
-        drawn.append(np.clip(split.objectives(deviate) + seed, 0, 1))
-        mirrored.append(np.clip(split.objectives(-deviate) - seed, 0, 1))
-    return np.concatenate(drawn), np.concatenate(mirrored)
+        yield np.sqrt(noise.correlation) * shared + np.sqrt(1 - noise.correlation) * own, seed
+
+
+def _halves(
+    split: SplitCounts, noise: Noise, near_C: NDArray[np.int64], draws: int, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    """What `cross_hypervolumes` takes: a measurement to choose on, one to measure on, and that once more."""
+    portions = [
+        [
+            np.clip(split.objectives(z) + seed, 0, 1),
+            np.clip(split.objectives(-z) - seed, 0, 1),
+            np.clip(split.objectives(-z + np.sqrt(2) * more) - seed + np.sqrt(2) * more_seed, 0, 1),
+        ]
+        for (z, seed), (more, more_seed) in zip(
+            _deviates(noise, near_C, split.correct_PS.shape[1], draws, rng),
+            _deviates(noise, near_C, split.correct_PS.shape[1], draws, rng),
+            strict=True,
+        )
+    ]
+    choose, measure, again = (np.concatenate(parts) for parts in zip(*portions, strict=True))
+    return choose, measure, again
 
 
 def _chunks(draws: int, numbers: int) -> list[int]:

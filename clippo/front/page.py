@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
 from typing import Any
@@ -15,48 +15,79 @@ import vl_convert
 
 from clippo.front.counts import AVERAGED, REFERENCE
 from clippo.front.plot import key_of
-from clippo.front.points import (
-    Bounds,
-    Front,
-    Point,
-    describe,
-    export_flags,
-    well_spread,
-)
+from clippo.front.points import Bounds, Front, Point, describe, export_flags, well_spread
 from clippo.front.table import knee, recommendation
 
-def pick(point: Point, command: str) -> dict[str, Any]:
-    """What the panel says of one point."""
-    untouched = point.trial_id == REFERENCE
-    names = {
-        "robustness": "robustness",
-        "retention": "retention",
-        "attack_success_rate": "attacks that succeed",
-        "clean_accuracy": "clean accuracy",
-        "reading_accuracy": "word reading",
-        "nonsense_accuracy": "with a nonsense word",
+NUMBERS = {
+    "robustness": "robustness",
+    "retention": "retention",
+    "attack_success_rate": "attacks that succeed",
+    "clean_accuracy": "clean accuracy",
+    "reading_accuracy": "word reading",
+    "nonsense_accuracy": "with a nonsense word",
+}
+
+
+def embedded(
+    front: Front,
+    rows: Sequence[Mapping[str, Any]],
+    charts: Mapping[str, Any],
+    points: Iterable[Point],
+    command: str,
+) -> str:
+    """What the page's script shows, as JSON for a script element: nothing in it can end the element.
+
+    Args:
+        rows: of the table of trials.
+        points: those that the panel beside the front can show.
+        command: how ``clippo export`` is called; the flags of a point follow.
+    """
+    names = list(NUMBERS | {n: n.replace("_", " ") for n in front.reference.test if "/" in n})
+    data = {
+        "charts": charts,
+        "command": command,
+        "numbers": [NUMBERS.get(n, n.replace("_", " ")) for n in names],
+        "picks": {key_of(p): _pick(p, names) for p in points},
+        "recommended": key_of(front.recommended),
+        "trials": _trial_table(front, rows),
     }
-    names |= {n: n.replace("_", " ") for n in point.test if "/" in n}
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def choices(front: Front) -> list[Point]:
+    """Points worth a closer look, by retention: the front, and the best of each method."""
+    points = {
+        key_of(p): p for p in (*well_spread(front, len(front.points)), *(c.best for c in front.comparisons))
+    }
+    return sorted(points.values(), key=lambda p: -p.retention)
+
+
+def _pick(point: Point, names: Sequence[str]) -> dict[str, Any]:
+    """What the panel says of one point; each number with its interval, 0 where nothing was measured."""
+    untouched = point.trial_id == REFERENCE
+    notes = [
+        f"{'On' if point.on_front else 'Off'} the front; probability of being on it {point.probability:.2f}."
+    ]
+    if len(point.trial_ids) > 1:
+        notes.append(f"Mean of {len(point.trial_ids)} seeds.")
+    if not untouched:
+        notes.append(f"Training took {point.device_s / 60:.1f} device-minutes.")
     return {
         "title": "untouched model" if untouched else f"{point.trial_id}, {point.variant}",
         "setting": "as it was pretrained" if untouched else describe(point.settings),
-        "front": point.on_front,
-        "numbers": [
-            ["validation", "robustness", _number(point.robustness, point.robustness_interval)],
-            ["validation", "retention", _number(point.retention, point.retention_interval)],
-            *(
-                ["test", title, _number(point.test[n], point.test_intervals[n])]
-                for n, title in names.items()
-                if n in point.test
-            ),
+        "validation": [
+            _rounded(point.robustness, point.robustness_interval),
+            _rounded(point.retention, point.retention_interval),
         ],
-        "probability": f"{point.probability:.2f}",
-        "seeds": len(point.trial_ids),
-        "cost": "" if untouched else f"{point.device_s / 60:.1f} device-minutes",
-        "command": ""
-        if untouched
-        else f"{command} {export_flags(point.trial_id, point.variant)} --out model.safetensors",
+        "test": [_rounded(point.test[n], point.test_intervals[n]) if n in point.test else 0 for n in names],
+        "notes": " ".join(notes),
+        "flags": "" if untouched else export_flags(point.trial_id, point.variant),
     }
+
+
+def _rounded(value: float, interval: Bounds) -> list[float]:
+    return [round(n, 4) for n in (value, *interval)]
 
 
 TRIAL_COLUMNS = (
@@ -68,7 +99,7 @@ TRIAL_COLUMNS = (
 )  # fmt: skip
 
 
-def trial_table(front: Front, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _trial_table(front: Front, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All trials: what they were, and what their averaged weights reach."""
     averaged = {i: p for p in front.points if p.variant in (AVERAGED, REFERENCE) for i in p.trial_ids}
     on_front = Counter(p.trial_id for p in front.front)
@@ -76,10 +107,8 @@ def trial_table(front: Front, rows: Sequence[Mapping[str, Any]]) -> dict[str, An
     for row in sorted(rows, key=lambda r: (r["trial_id"] != REFERENCE, r["trial_id"])):
         p = averaged.get(row["trial_id"])
         test = p.test if p else {}
-        numbers = (
-            p and p.robustness, p and p.retention, test.get("robustness"), test.get("retention"),
-            test.get("attack_success_rate"),
-        )  # fmt: skip
+        names = ("robustness", "retention", "attack_success_rate")
+        numbers = [p.robustness if p else None, p.retention if p else None, *(test.get(n) for n in names)]
         found.append(
             [
                 row["trial_id"], row["status"], row["loss"], row["beta"], row["kl_weight"],
@@ -89,6 +118,10 @@ def trial_table(front: Front, rows: Sequence[Mapping[str, Any]]) -> dict[str, An
             ]
         )  # fmt: skip
     return {"columns": [{"name": n, "kind": k} for n, k in TRIAL_COLUMNS], "rows": found}
+
+
+def title(front: Front) -> str:
+    return f"{escape(front.sweep)} · clippo"
 
 
 def head(front: Front, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -105,7 +138,7 @@ def head(front: Front, config: Mapping[str, Any], rows: Sequence[Mapping[str, An
     return f"<h1>{escape(front.sweep)}</h1><p class='sub'>{' · '.join(escape(w) for w in words if w)}</p>"
 
 
-def verdict(front: Front, command: str) -> str:
+def verdict(front: Front) -> str:
     chosen, before = front.recommended, front.reference
     tiles = [
         ("robustness, test", chosen.test["robustness"], before.test["robustness"]),
@@ -142,8 +175,8 @@ def verdict(front: Front, command: str) -> str:
     more = f" and {len(front.alike) - 8} more" if len(front.alike) > 8 else ""
     same = f"<p class='note'>Not told apart from it: {escape(alike + more)}.</p>" if front.alike else ""
     return (
-        f"<p class='lead'><strong>Recommended:</strong> {escape(recommendation(front))}</p>{same}"
-        f"<p><strong>Knee:</strong> {escape(knee(front))}</p><div class='tiles'>{''.join(cells)}</div>"
+        f"<p class='lead'><strong>Recommended:</strong> {_prose(recommendation(front))}</p>{same}"
+        f"<p><strong>Knee:</strong> {_prose(knee(front))}</p><div class='tiles'>{''.join(cells)}</div>"
     )
 
 
@@ -171,41 +204,31 @@ def comparisons(front: Front) -> str:
     gain = _number(front.gain, front.gain_interval)
     return (
         f"<div class='scroll' tabindex='0'><table><thead>{head}</thead><tbody>{body}</tbody></table></div>"
-        f"<p>Preference optimisation adds {gain} to the hypervolume that the other methods reach together.</p>"
+        f"<p>Preference optimisation adds {gain} to the hypervolume of all other methods together.</p>"
     )
 
 
 def options(front: Front) -> str:
     """The points that the panel can show without a pointer."""
-    marks = {key_of(front.recommended): " (recommended)"}
-    if front.knee:
-        marks.setdefault(key_of(front.knee), " (knee)")
-    points = {key_of(p): p for p in (*well_spread(front, 10_000), *(c.best for c in front.comparisons))}
+    marks = {key_of(front.knee): ", knee"} if front.knee else {}
+    marks |= {key_of(front.recommended): ", recommended"}
     return "".join(
-        f"<option value='{escape(key)}'>retention {p.retention:.3f}, robustness {p.robustness:.3f}: "
-        f"{escape('untouched model' if p.trial_id == REFERENCE else key)}{marks.get(key, '')}</option>"
-        for key, p in sorted(points.items(), key=lambda item: -item[1].retention)
+        f"<option value='{escape(key_of(p))}'>"
+        f"{escape('untouched model' if p.trial_id == REFERENCE else key_of(p))}{marks.get(key_of(p), '')} "
+        f"({p.retention:.2f}, {p.robustness:.2f})</option>"
+        for p in choices(front)
     )
 
 
-def section_of(chart: Any, name: str, otherwise: str) -> str:
-    return otherwise if chart is None else f"<div class='chart' data-chart='{name}'></div>"
-
-
-def few_trials(front: Front) -> str:
-    return (
-        f"<p>With {len(_selected(front))} completed trials nothing can be said yet; it takes "
-        f"{MIN_IMPORTANCE_TRIALS}.</p>"
+def charts_of(charts: Iterable[str], prefix: str) -> str:
+    """Places for the charts whose names begin so; empty without any."""
+    small = " small" if prefix == "slice" else ""
+    places = "".join(
+        f"<div class='chart{small}' data-chart='{escape(name)}'></div>"
+        for name in charts
+        if name.startswith(prefix)
     )
-
-
-def slices(names: Sequence[str]) -> str:
-    charts = "".join(f"<div class='chart small' data-chart='{escape(name)}'></div>" for name in names)
-    return (
-        f"<div class='grid'>{charts}</div>"
-        if charts
-        else "<p>No two trials differ in these settings yet.</p>"
-    )
+    return f"<div class='grid'>{places}</div>" if places and small else places
 
 
 def gallery(examples: Sequence[Mapping[str, Any]]) -> str:
@@ -232,14 +255,15 @@ def gallery(examples: Sequence[Mapping[str, Any]]) -> str:
             f"<ul>{said}</ul></figcaption></figure>"
         )
     return (
-        "<section id='gallery'><h2>What the models say</h2><p>Attacked test pictures in the order in which they "
-        "come, right and wrong alike: the true class, the word that is written on it, and each model's answer. "
-        f"</p><div class='gallery'>{figures}</div></section>"
+        "<section id='gallery'><h2>What the models say</h2><p>Attacked test pictures in the order in "
+        "which they come, right and wrong alike: the true class, the word that is written on it, and each "
+        f"model's answer.</p><div class='gallery'>{figures}</div></section>"
     )
 
 
 def _media_type(picture: bytes) -> str:
-    """
+    """What kind of picture it is.
+
     >>> _media_type(b"RIFF....WEBP"), _media_type(bytes([137]) + b"PNG"), _media_type(bytes([255, 216]))
     ('image/webp', 'image/png', 'image/jpeg')
     """
@@ -251,10 +275,18 @@ def _media_type(picture: bytes) -> str:
 def provenance(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """Versions and digests, all that occur, and the configuration but for where the results are."""
     names = {
-        "code_version": "clippo", "git_commit": "commit", "packages_json": "packages", "model_digest": "model",
-        "data_digest": "pictures", "prepared_digest": "prepared set", "device_type": "device",
-        "precision": "precision", "optimizer": "optimizer", "batch_size": "batch size", "workers": "workers",
-    }  # fmt: skip
+        "code_version": "clippo",
+        "git_commit": "commit",
+        "packages_json": "packages",
+        "model_digest": "model",
+        "data_digest": "pictures",
+        "prepared_digest": "prepared set",
+        "device_type": "device",
+        "precision": "precision",
+        "optimizer": "optimizer",
+        "batch_size": "batch size",
+        "workers": "workers",
+    }
     items = ""
     for column, title in names.items():
         values = sorted({str(r[column]) for r in rows if r.get(column) is not None})
@@ -265,14 +297,12 @@ def provenance(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     return f"<dl>{items}</dl><details><summary>configuration</summary><pre>{text}</pre></details>"
 
 
+def _prose(text: str) -> str:
+    return escape(text).replace(" %", "&nbsp;%")
+
+
 def _number(value: float, interval: Bounds) -> str:
     return f"{value:.3f} <small>({interval[0]:.3f} to {interval[1]:.3f})</small>"
-
-
-def embedded(data: Any) -> str:
-    """Data in a script element: nothing in it can end the element or begin a comment."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 @lru_cache(maxsize=1)

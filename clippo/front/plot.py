@@ -37,11 +37,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right")
 INK, PAPER, GREY, PALE = "#222222", "#FFFFFF", "#8A8A8A", "#B4B4B4"
 STAR = "M0,-1L.235,-.324L.951,-.309L.38,.124L.588,.809L0,.4L-.588,.809L-.38,.124L-.951,-.309L-.235,-.324Z"
-ON_FRONT, DOMINATED = "on the front, some with 90 % intervals", "dominated"
+ON_FRONT, DOMINATED = "on the front (bars: 90 %)", "dominated"
 
 # An axis never shows less than MIN_SPAN, or noise would fill the picture; and a bad trial must not press the
 # front into a corner: dominated points widen an axis to at most MAX_WIDENING times what the front needs.
 MIN_SPAN, MAX_WIDENING, PADDING = 0.04, 2.0, 0.04
+MANY = 1000  # of so many points, dominated steps of curves are not drawn
 CELLS = 150  # of several dominated points in one such part of both axes one is drawn
 MOST_CURVES, MOST_BARS = 12, 7
 
@@ -93,7 +94,9 @@ def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -
     # The untouched model keeps all that it has, so its label has room only to its left.
     label = {"align": "right", "baseline": "top", "dx": -8, "dy": 6, "fontSize": 12, "text": UNTOUCHED}
     named = {"align": "right", "baseline": "bottom", "dx": -11, "dy": -7, "fontSize": 12}
-    chosen = alt.Chart().transform_filter({"field": "key", "equal": key_of(front.recommended)})
+    chosen = alt.Chart().transform_filter(
+        alt.FieldEqualPredicate(field="key", equal=key_of(front.recommended))
+    )
     name = alt.TextValue("recommended") if front.recommended is not front.reference else alt.TextValue("")
 
     edge = _edge(front.front, x_domain[0])
@@ -216,14 +219,20 @@ def losses_of(points: Sequence[Point]) -> dict[str, tuple[str, str]]:
 
 
 def thinned(points: Sequence[Point], x_domain: Bounds, y_domain: Bounds) -> list[Point]:
-    """All points of the front, and of dominated ones that would lie on each other one of each loss."""
+    """All points of the front, and of dominated ones that would lie on each other one of each loss.
+
+    Of many points, dominated ones that are steps of a curve are left out.
+    """
     x_width, y_width = (high - low for low, high in (x_domain, y_domain))
+    cells = CELLS if len(points) <= MANY else CELLS // 2
     kept: dict[tuple[Any, ...], Point] = {}
+    if len(points) > MANY:
+        points = [p for p in points if p.on_front or position(p.variant) in (None, 1.0)]
     for point in points:
         cell: tuple[Any, ...] = (key_of(point),)
         if not point.on_front and point.trial_id != REFERENCE:
-            column = int((point.retention - x_domain[0]) / x_width * CELLS)
-            row = int((point.robustness - y_domain[0]) / y_width * CELLS)
+            column = int((point.retention - x_domain[0]) / x_width * cells)
+            row = int((point.robustness - y_domain[0]) / y_width * cells)
             cell = point.settings["loss"], column, row
         kept.setdefault(cell, point)
     return list(kept.values())
@@ -272,13 +281,13 @@ def _row(point: Point) -> dict[str, Any]:
         "state": ON_FRONT if point.on_front else DOMINATED,
         "untouched": untouched,
         "on_front": point.on_front,
-        "robustness": point.robustness,
-        "robustness_low": point.robustness_interval[0],
-        "robustness_high": point.robustness_interval[1],
+        "robustness": round(point.robustness, 6),
+        "robustness_low": round(point.robustness_interval[0], 6),
+        "robustness_high": round(point.robustness_interval[1], 6),
         "robustness_text": f"{point.robustness:.3f} ({_interval(point.robustness_interval)})",
-        "retention": point.retention,
-        "retention_low": point.retention_interval[0],
-        "retention_high": point.retention_interval[1],
+        "retention": round(point.retention, 6),
+        "retention_low": round(point.retention_interval[0], 6),
+        "retention_high": round(point.retention_interval[1], 6),
         "retention_text": f"{point.retention:.3f} ({_interval(point.retention_interval)})",
         "probability": f"{point.probability:.2f}",
         "export": "" if untouched else export_flags(point.trial_id, point.variant),
@@ -329,8 +338,8 @@ def _looks(points: Sequence[Point]) -> tuple[alt.Color, alt.Shape, alt.Size, alt
     return (
         alt.Color("loss:N", legend=of_loss).scale(domain=list(losses), range=colours),
         alt.Shape("loss:N", legend=of_loss).scale(domain=list(losses), range=shapes),
-        alt.Size("state:N", legend=of_state).scale(domain=states, range=[120, 34]),
-        alt.Opacity("state:N", legend=of_state).scale(domain=states, range=[1, 0.4]),
+        alt.Size("state:O", legend=of_state).scale(domain=states, range=[120, 34]),
+        alt.Opacity("state:O", legend=of_state).scale(domain=states, range=[1, 0.4]),
     )
 
 

@@ -24,7 +24,9 @@ from clippo.front.points import MIN_RETENTION, Front, Point, front_of
 from clippo.results import ResultStore
 
 MIN_IMPORTANCE_TRIALS = 12
+TOO_FEW = f"<p>It takes {MIN_IMPORTANCE_TRIALS} completed trials before anything can be said.</p>"
 IMPORTANCE_RESAMPLES, IMPORTANCE_TRIALS = 20, 300
+
 
 def write_report(
     store: ResultStore,
@@ -76,8 +78,8 @@ def render(
         "VERDICT": page.verdict(front),
         "COMPARISONS": page.comparisons(front),
         "PICKS": page.options(front),
-        "IMPORTANCES": page.charts_of(drawn, "importances") or page.too_few(MIN_IMPORTANCE_TRIALS),
-        "SLICES": page.charts_of(drawn, "slice"),
+        "IMPORTANCES": page.charts_of(drawn, "importances") or TOO_FEW,
+        "SLICES": page.charts_of(drawn, "slice") or "<p>No two trials differ in these settings yet.</p>",
         "GALLERY": page.gallery(examples.to_pylist()),
         "PROVENANCE": page.provenance(config, rows),
         "SCRIPTS": page.bundle(),
@@ -117,7 +119,7 @@ def importance_chart(front: Front) -> Any:
     spread = base.mark_rule(color=alt.ExprRef(expr="ink"), strokeWidth=1.4).encode(
         x=alt.X("low:Q", title=title), x2="high:Q"
     )
-    return styled((bars + spread).add_params(ink).properties(width="container", height=alt.Step(16)))
+    return styled((bars + spread).add_params(ink).properties(width="container", height=48 * len(order)))
 
 
 def importances(measured: Sequence[Point]) -> list[dict[str, Any]]:
@@ -206,5 +208,3 @@ def _beta_ranks(measured: Sequence[Point]) -> dict[str, float]:
         for p in measured
         for all_of in (betas[p.settings["loss"]],)
     }
-
-

@@ -11,6 +11,7 @@ from rich.table import Table
 from clippo.front.points import CHANCE, REFERENCE, Bounds, Front, Point, describe, well_spread
 
 ROWS = 12
+SURE = f"{100 * CHANCE:.0f} %"
 TITLES = (
     "", "trial\nweights", "setting", "robust-\nness", "reten-\ntion", "p\n=", "test\nrob.", "test\nret.",
     "fool\ned", "read", "cost",
@@ -57,17 +58,17 @@ def recommendation(front: Front) -> str:
     keep = f"{front.min_retention:g} of what the model could do"
     if point.trial_id == REFERENCE:
         return (
-            f"the untouched model. No tuned one keeps {keep} with a chance of {CHANCE:.0%} "
+            f"the untouched model. No tuned one keeps {keep} with a chance of {SURE} "
             "or more; see what less retention buys with --min-retention."
         )
     others = "no other point" if not front.alike else f"{len(front.alike)} other points"
     others = "1 other point" if len(front.alike) == 1 else others
     test, low = point.test["retention"], front.min_retention
-    below = "" if test >= low else f", which is below {low:g}"
+    below = "" if round(test, 3) >= low else f", which is below {low:g}"
     return (
         f"trial {point.trial_id}, weights {point.variant}, the most robust point that keeps "
-        f"{keep} with a chance of {CHANCE:.0%} or more (here {point.chance:.0%}). On test pictures, which "
-        f"chose nothing, its robustness is {_tested(point, 'robustness')} and its retention "
+        f"{keep} with a chance of {SURE} or more (here {100 * (point.chance or 0):.0f} %). On test "
+        f"pictures, which chose nothing, its robustness is {_tested(point, 'robustness')} and its retention "
         f"{_tested(point, 'retention')}{below}; {others} cannot be told from it."
     )
 

@@ -201,22 +201,26 @@ def front_probability(draws_RPM: ArrayLike) -> Array:
     return probability
 
 
-def cross_hypervolumes(choose_RPM: Array, measure_RPM: Array, reference_point: ArrayLike) -> Array:
+def cross_hypervolumes(
+    choose_RPM: Array, measure_RPM: Array, again_RPM: Array, reference_point: ArrayLike
+) -> Array:
     """The hypervolume of points that were chosen on one measurement and measured on another: (R,).
 
     A front as measured is the best of noisy points, so its hypervolume is too large. Choosing on one half
-    of the information and measuring on the other takes the luck out, and more: half the information
-    chooses worse. The truth lies between the two.
+    of the information and measuring on the other takes that luck out, and more: half the information
+    chooses worse. The few points that were chosen are noisy as well; what once more of their noise adds to
+    them is taken off (the bootstrap's correction of a bias).
 
     Takes pairs of independent measurements of the same points: where ``y`` has noise of standard deviation
     s, ``y + e`` and ``y - e`` with e of the same s are such a pair (Leiner et al., Data fission, JASA 2023).
+    ``again_RPM`` is the second of them with its noise, which is sqrt(2) s, added once more.
     """
-    return np.array(
-        [
-            hypervolume(measure_PM[pareto_mask(choose_PM)], reference_point)
-            for choose_PM, measure_PM in zip(choose_RPM, measure_RPM, strict=True)
-        ]
-    )
+    found = []
+    for choose_PM, measure_PM, again_PM in zip(choose_RPM, measure_RPM, again_RPM, strict=True):
+        chosen = pareto_mask(choose_PM)
+        once, twice = (hypervolume(points[chosen], reference_point) for points in (measure_PM, again_PM))
+        found.append(2 * once - twice)
+    return np.array(found)
 
 
 def hypervolume_interval(

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
@@ -39,6 +39,18 @@ from clippo.model.averaging import Weights, interpolate
 TIMM_EMBEDDING = (
     "trunk.patch_embed", "trunk.cls_token", "trunk.reg_token", "trunk.pos_embed", "trunk.norm_pre",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """uint8 (B, H, W, 3) to the float input of the image tower, in channels-last memory."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, pixels_BHWC: Tensor) -> Tensor:
+        pixels = pixels_BHWC.permute(0, 3, 1, 2).float()
+        return (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
 
 
 @dataclass(frozen=True)
@@ -58,20 +70,14 @@ class ClipModel:
     tokenizer: Callable[[list[str]], Tensor]
     image_size: tuple[int, int]
     logit_scale: float
+    normalized: Normalization
     _pixels: Compose
-    _mean: Tensor
-    _std: Tensor
 
     def pixels(self, image: Image.Image) -> Image.Image:
         """The model's own resizing and cropping, without normalisation: what an attack is drawn on."""
         resized = self._pixels(image.convert("RGB"))
         assert isinstance(resized, Image.Image)
         return resized
-
-    def normalized(self, pixels_BHWC: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) to the float input of the image tower, in channels-last memory."""
-        pixels = pixels_BHWC.permute(0, 3, 1, 2).float()
-        return (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
 
     @torch.no_grad()
     def text_features(self, prompts: Sequence[str], batch_size: int = 512) -> Tensor:
@@ -213,9 +219,8 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
         tokenizer=tokenizer,
         image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
         logit_scale=float(model.logit_scale.exp()),
+        normalized=Normalization(*(torch.tensor(preprocess[k]).view(3, 1, 1) * 255 for k in ("mean", "std"))),
         _pixels=pixels,
-        _mean=torch.tensor(preprocess["mean"]).view(3, 1, 1) * 255,
-        _std=torch.tensor(preprocess["std"]).view(3, 1, 1) * 255,
     )
 
 
@@ -261,6 +266,9 @@ def tower_stages(visual: nn.Module) -> list[Stage]:
         links = [
             Stage(partial(_block, visual, b), list(b.parameters())) for b in visual.transformer.resblocks
         ]
+        last = visual.transformer.resblocks[-1]
+        if visual.pool_type == "tok" and visual.attn_pool is None and type(last) is ResidualAttentionBlock:
+            links[-1] = Stage(partial(_block_of_class_token, visual, last), list(last.parameters()))
         names = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
         return _chain(visual, visual._embeds, links, partial(_pooled, visual), names)
     if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer):
@@ -305,6 +313,19 @@ def _block(visual: VisionTransformer, block: nn.Module, x: Tensor) -> Tensor:
     if visual.transformer.batch_first:
         return cast(Tensor, block(x))
     return cast(Tensor, block(x.transpose(0, 1)).transpose(0, 1))
+
+
+def _block_of_class_token(visual: VisionTransformer, block: ResidualAttentionBlock, x_BNW: Tensor) -> Tensor:
+    """The last block for the one token that is pooled; the others are only attended to."""
+    h = block.ln_1(x_BNW)
+    query = h[:, :1]
+    if not visual.transformer.batch_first:
+        query, h = query.transpose(0, 1), h.transpose(0, 1)
+    attended = block.attention(query, h, h)
+    x_B1W = x_BNW[:, :1] + block.ls_1(
+        attended if visual.transformer.batch_first else attended.transpose(0, 1)
+    )
+    return cast(Tensor, x_B1W + block.ls_2(block.mlp(block.ln_2(x_B1W))))
 
 
 def _pooled(visual: VisionTransformer, x: Tensor) -> Tensor:

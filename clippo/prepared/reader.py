@@ -20,6 +20,8 @@ from clippo.data.prompts import templates_of
 from clippo.errors import DataError
 from clippo.prepared.location import is_whole
 
+NARROW = 4096  # bytes of an input up to which a set is held in memory
+
 
 class Rows:
     """The pictures of one set.
@@ -38,6 +40,9 @@ class Rows:
         batches = [b for f in described["files"] for b in _mapped_batches(folder / f["file"])]
         self._chunks = [_bytes_of(b.column("input")) for b in batches]
         self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
+        # Embeddings are a few kilobytes a picture, and are held in memory as the reference's are.
+        narrow = self._chunks[0].shape[1] <= NARROW and not self._channels_last
+        self._small = np.concatenate(self._chunks) if narrow else None
         labels, attack_labels = (
             np.concatenate([b.column(name).to_numpy() for b in batches]) for name in ("label", "attack_label")
         )
@@ -52,6 +57,8 @@ class Rows:
     def inputs(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """What the policy takes, for some pictures, as ``Policy.frozen`` gave it; a copy."""
         rows = np.asarray(indices)
+        if self._small is not None:
+            return torch.from_numpy(self._small[rows]).view(self._dtype).view(len(rows), *self._shape)
         chunk = np.searchsorted(self._starts, rows, side="right") - 1
         within = rows - self._starts[chunk]
         # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.

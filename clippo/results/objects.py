@@ -2,13 +2,14 @@
 
 A key is relative to the root and has ``/`` between its parts. Local directories, S3 and whatever else fsspec
 knows behave alike, with one difference: a conditional write (:meth:`Objects.create`, :meth:`Objects.swap`) is
-atomic where the store has it, which local directories, AWS, MinIO, Ceph and SeaweedFS do.
+atomic only where the store has such a thing, as local directories, AWS and SeaweedFS do.
 """
 
 import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -81,8 +82,7 @@ class Objects:
             raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
         if endpoint_url and not s3:
             raise ConfigError(f"{uri!r} has no endpoint ({endpoint_url}); write s3://bucket/prefix")
-        self._args = (uri, endpoint_url, patience, answer, attempts)
-        self.endpoint_url, self._patience, self._answer = endpoint_url, patience, answer
+        self._patience, self._answer = patience, answer
         retries = {"mode": "standard", "total_max_attempts": attempts}
         config = {**_S3_CONFIG, "read_timeout": answer, "retries": retries}
         self._options = {"config_kwargs": config, "endpoint_url": endpoint_url} if s3 else {}
@@ -91,9 +91,6 @@ class Objects:
         self._root = self._connect()
         self.local = isinstance(self._fs, LocalFileSystem)
         self.uri: str = self._root if self.local else self._fs.unstrip_protocol(self._root)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, self._args  # another process takes the credentials of its own environment
 
     # ---- reading
 
@@ -195,8 +192,9 @@ class Objects:
     def _connect(self) -> str:
         try:
             # No caches: other processes write too, and credentials may change while this one lives.
+            session = {"session": _session()} if self._options else {}
             self._fs, root = fsspec.core.url_to_fs(
-                self._uri, use_listings_cache=False, skip_instance_cache=True, **self._options
+                self._uri, use_listings_cache=False, skip_instance_cache=True, **self._options, **session
             )
         except (ValueError, ImportError) as error:
             raise ConfigError(f"{self._uri!r} is no result store: {error}; use s3://bucket/prefix") from error
@@ -284,8 +282,20 @@ class Objects:
                 self._connect()  # with credentials that were renewed meanwhile
 
 
-def _opened(uri: str, endpoint_url: str | None, patience: float, answer: float, attempts: int) -> Objects:
-    return Objects(uri, endpoint_url=endpoint_url, patience=patience, answer=answer, attempts=attempts)
+def _session() -> Any:
+    """A new session, with credentials of this moment, but not with megabytes of JSON that are read anew."""
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # it comes with s3fs
+
+    session = AioSession()
+    session.register_component("data_loader", _loader())
+    return session
+
+
+@functools.cache
+def _loader() -> Any:
+    from botocore.loaders import create_loader  # type: ignore[import-untyped]
+
+    return create_loader()
 
 
 def write_whole(path: str | Path, data: bytes, *, create: bool = False) -> None:

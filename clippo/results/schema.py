@@ -185,7 +185,7 @@ def _groups(column: pa.Array) -> list[tuple[int, int]]:
     Where that would make small ones, it is one group for all.
     """
     ends = pc.run_end_encode(column).run_ends.to_pylist()
-    if len(column) < _LEAST_ROWS * len(ends):
+    if len(column) <= _LEAST_ROWS * len(ends):
         return [(0, len(column))]
     return list(zip([0, *ends[:-1]], ends, strict=True))
 

@@ -27,6 +27,7 @@ WORKER_PATIENCE = 300.0  # a worker holds its accelerator while it waits for the
 DRIVER_PATIENCE = 30.0  # of reads, and of taking a name [s]
 ANSWER = 5.0  # a write that takes longer [s] goes to local disk, so that the driver can go on
 PAUSE, LONGEST_PAUSE = 0.5, 15.0  # between attempts [s]
+FLUSH = 60.0  # how long a sweep waits for the store at its end [s]
 
 
 class SpooledStore(ResultStore):
@@ -76,7 +77,7 @@ class SpooledStore(ResultStore):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close() if error is None else self.close(timeout=ANSWER)
+        self.close(FLUSH if error is None else ANSWER)
 
     def check(self) -> None:
         """As of :class:`ResultStore`; also delivers what earlier sweeps left, and tries the local disk."""
@@ -96,7 +97,7 @@ class SpooledStore(ResultStore):
             raise StoreError(f"{waiting} objects wait in {self._spool.root}; compact when they have arrived")
         return super().compact(sweep)
 
-    def flush(self, timeout: float = 60.0) -> int:
+    def flush(self, timeout: float = FLUSH) -> int:
         """Waits until the store has everything, at most so long [s]; returns how many objects still wait."""
         end = time.monotonic() + timeout
         with self._changed:
@@ -105,7 +106,7 @@ class SpooledStore(ResultStore):
                 self._changed.wait(min(left, 1.0))
             return len(self._spool.items)
 
-    def close(self, timeout: float = 60.0) -> int:
+    def close(self, timeout: float = FLUSH) -> int:
         """Waits like :meth:`flush`, and reports what still waits and where: the next start delivers it.
 
         Raises:

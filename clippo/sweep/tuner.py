@@ -25,7 +25,7 @@ from clippo.evaluate import Counts
 from clippo.front.points import REFERENCE, Front, describe, front_of
 from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
-from clippo.results import ResultStore
+from clippo.results import ResultStore, SpooledStore
 from clippo.sweep.examples import write_examples
 from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
@@ -69,20 +69,25 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         resolve_loss(loss)
     for name in config.search.baselines:
         baseline(name, config.search, config.model.trainable)
-    store = ResultStore(config.results)
-    store.check()
-    resumed = _is_resumed(store, config)
-    finished = finished_trials(store, config.name) if resumed else {}
-    state = "resumed" if resumed else "started"
-    console.print(
-        f"sweep [bold]{config.name}[/] {state}, results in {store.uri}", highlight=False, soft_wrap=True
-    )
-    numbered = sum(i.isdigit() for i in finished)
-    if numbered < config.search.trials or not {REFERENCE, *config.search.baselines} <= finished.keys():
-        with _ray(config):
-            check_resources(config)
-            _run(config, store, console, finished, resumed)
-    return front_of(store, config.name)
+    # What the store does not take while it is away waits on local disk.
+    with SpooledStore(config.results, report=partial(_say, console)) as store:
+        store.check()
+        resumed = _is_resumed(store, config)
+        finished = finished_trials(store, config.name) if resumed else {}
+        _say(
+            console,
+            f"sweep [bold]{config.name}[/] {'resumed' if resumed else 'started'}, results in {store.uri}",
+        )
+        numbered = sum(i.isdigit() for i in finished)
+        if numbered < config.search.trials or not {REFERENCE, *config.search.baselines} <= finished.keys():
+            with _ray(config):
+                check_resources(config)
+                _run(config, store, console, finished, resumed)
+        return front_of(store, config.name)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def named(config: SweepConfig) -> SweepConfig:

@@ -89,9 +89,10 @@ def fit(
             rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total_steps))
             values = step_of(batch, rate)
             average.update(policy.trainable_weights())
-            if not torch.isfinite(values).all():
+            now = values.tolist()
+            if not all(map(math.isfinite, now)):
                 raise DivergedError(
-                    f"the loss became {values[0].item()} at step {step + 1} of {total_steps}; "
+                    f"the loss became {now[0]} at step {step + 1} of {total_steps}; "
                     f"lower the learning rate ({settings.learning_rate:g}) or beta"
                 )
             sums += values

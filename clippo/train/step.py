@@ -5,14 +5,15 @@ B pairs of the batch, C classes that tuning tells apart, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from clippo.config import TrainConfig
@@ -239,7 +240,16 @@ def resolved_precision(precision: str, device: torch.device) -> str:
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """The autocast of a resolved precision."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    if device.type == "cpu" and precision == "bf16":
+        return _bf16_on_cpu
     return lambda: torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+@contextmanager
+def _bf16_on_cpu() -> Iterator[None]:
+    # There flash attention takes twice the time of plain matrix products.
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def has_native_bf16(device: torch.device) -> bool:

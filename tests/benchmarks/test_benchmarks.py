@@ -224,11 +224,11 @@ def test_workers(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_sweep(tmp_path: Path) -> None:
     found = ran("sweep", tmp_path)
-    assert len(found["published"]) == len(found["clippo"]) == found["settings"]["trials"] == 2
+    assert len(found["published"]) == len(found["clippo"]) == found["settings"]["trials"] == 1
     whole = line_of(found, "published / clippo: whole sweep")
     assert whole["median"] == pytest.approx(
-        line_of(found, "published: whole sweep, 2 epochs")["median"]
-        / line_of(found, "clippo: whole sweep, 2 epochs")["median"]
+        line_of(found, "published: whole sweep, 1 epochs")["median"]
+        / line_of(found, "clippo: whole sweep, 1 epochs")["median"]
     )
     for trial in found["published"]:
         assert trial["epoch"] == trial["settings"]["epochs"] == 1

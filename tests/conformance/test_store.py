@@ -35,6 +35,7 @@ from tests.results.sample import (
     TRIAL,
     content,
     keys,
+    listed,
     objects,
     parquet,
     write,
@@ -87,7 +88,8 @@ def test_empty_store_has_empty_tables(store: ResultStore) -> None:
     assert store.config("s1") is None
 
 
-def test_times_are_kept_in_utc(store: ResultStore) -> None:
+def test_times_are_kept_in_utc(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
     write(store, started_at=START.astimezone(timezone(timedelta(hours=9))))
     assert store.trials()["started_at"].to_pylist() == [START]
     assert store.trials().schema.field("started_at").type == pa.timestamp("us", tz="UTC")
@@ -166,7 +168,8 @@ def test_object_of_an_older_schema(store: ResultStore) -> None:
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_object_of_an_unreadable_newer_schema(store: ResultStore, sealed: bool) -> None:
+def test_object_of_an_unreadable_newer_schema(tmp_path: Path, sealed: bool) -> None:
+    store = ResultStore(tmp_path)
     new = parquet(pa.table({"trial_id": ["new"], "attempt": [0], "beta": ["adaptive"]}))
     name = f"part-{hashlib.sha256(new).hexdigest()[:16]}.parquet" if sealed else "new-0.parquet"
     store.write_bytes(f"trials/sweep=s1/{name}", new)
@@ -176,7 +179,8 @@ def test_object_of_an_unreadable_newer_schema(store: ResultStore, sealed: bool) 
     assert "upgrade clippo" in failure(store.trials)
 
 
-def test_schema_version_is_in_the_parquet_metadata(store: ResultStore) -> None:
+def test_schema_version_is_in_the_parquet_metadata(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
     write(store)
     data = store.read_bytes("trials/sweep=s1/t1-0.parquet")
     assert (
@@ -193,7 +197,8 @@ def test_schema_version_is_in_the_parquet_metadata(store: ResultStore) -> None:
         ({"status": "fine"}, "'fine'"),
     ],
 )
-def test_rows_that_do_not_fit_write_nothing(store: ResultStore, trial: dict[str, Any], said: str) -> None:
+def test_rows_that_do_not_fit_write_nothing(tmp_path: Path, trial: dict[str, Any], said: str) -> None:
+    store = ResultStore(tmp_path)
     assert said in failure(lambda: write(store, **trial))
     assert objects(store) == {}
 
@@ -322,7 +327,8 @@ def write_many(uris: list[str], writer: int, barrier: Barrier) -> None:
 
 def test_eight_writers_at_once_lose_nothing(tmp_path: Path, s3_env: S3Server) -> None:
     uris = [str(tmp_path), f"s3://{s3_env.bucket}/writers"]  # in one test, as starting processes is slow
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once, not eight times
     barrier = context.Barrier(8)
     writers = [context.Process(target=write_many, args=(uris, n, barrier), daemon=True) for n in range(8)]
     for writer in writers:
@@ -334,8 +340,8 @@ def test_eight_writers_at_once_lose_nothing(tmp_path: Path, s3_env: S3Server) ->
         assert keys(store.trials()) == [("s1", f"w{n}-{trial}", 0) for n in range(8) for trial in range(3)]
         assert len(store.metrics()) == 24 * len(METRICS)
         assert len(store.evals()) == 24 * len(EVALS)
-        winners = [key for key in objects(store) if key.startswith("/winners/")]
-        assert winners == [f"/winners/{(store.config('s1') or {})['writer']}"]
+        winners = [key for key in listed(store) if key.startswith("winners/")]
+        assert winners == [f"winners/{(store.config('s1') or {})['writer']}"]
 
 
 def test_half_written_objects_are_invisible(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -87,11 +87,21 @@ def content(store: ResultStore, sweep: str | None = None) -> dict[str, Counter[s
     return {name: Counter(map(repr, rows)) for name, rows in tables.items()}
 
 
+def listed(store: ResultStore) -> list[str]:
+    """The keys of all objects below the store, found without its help."""
+    return list(_found(store)[1])
+
+
 def objects(store: ResultStore) -> dict[str, bytes]:
     """Every object below the store, read without its help."""
+    fs, paths = _found(store)
+    return {key: fs.cat_file(path) for key, path in paths.items()}
+
+
+def _found(store: ResultStore) -> tuple[fsspec.AbstractFileSystem, dict[str, str]]:
     fs, root = fsspec.core.url_to_fs(store.uri, skip_instance_cache=True, use_listings_cache=False)
     found = fs.find(root, detail=True).items()  # SeaweedFS keeps a folder for a while after its last object
-    return {path.removeprefix(root): fs.cat_file(path) for path, info in found if info["type"] == "file"}
+    return fs, {path.removeprefix(f"{root}/"): path for path, info in found if info["type"] == "file"}
 
 
 def parquet(table: pa.Table) -> bytes:
