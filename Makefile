@@ -3,6 +3,7 @@
 #   make sweep              the demo sweep: ends with its front          (SWEEP_FLAGS="--help" for its flags)
 #   make test               the whole test suite                         (TEST_FLAGS="-k attack")
 #   make lint               style, types, imports
+#   make bench              all benchmarks of speed (benchmarks/README.md)
 #   make pretrain           makes the bundled model anew; about an hour, needs npm
 #   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
 
@@ -12,6 +13,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 SWEEP_FLAGS ?=
 TEST_FLAGS ?=
+BENCH_FLAGS ?=
 
 # Trials run side by side; more threads than one in each process only get in each other's way.
 OMP_NUM_THREADS ?= 1
@@ -20,7 +22,7 @@ export OMP_NUM_THREADS
 # What an activated environment or the caller's shell sets must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: sweep test lint pretrain clean
+.PHONY: sweep test lint bench pretrain clean
 .DELETE_ON_ERROR:
 
 sweep: $(VENV)/installed
@@ -37,6 +39,17 @@ lint: $(VENV)/installed-dev
 
 pretrain: $(VENV)/installed-pretrain
 	$(BIN)/python -m clippo.demo.pretraining
+
+# About an hour on an idle machine of two cores.
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.step $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.step --pairs 64 $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.step --compile $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.loop $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.workers $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.growth $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.sweep $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.report
 
 # Keeps results/ and build/, where an hour of pretraining may be.
 clean:

@@ -82,7 +82,8 @@ columns = ["trial_id", "variant", "eval_set", "epoch", "n_correct", "n_total"]
 evals = store.evals(sweep, View(columns=columns, where={"eval_set": sets}, dictionary=True))
 end = time.perf_counter()
 print(json.dumps({
-    "seconds": end - began, "imports": ready - began, "trials": between - ready, "evals": end - between,
+    "seconds": end - began, "processor": time.process_time(),
+    "imports": ready - began, "trials": between - ready, "evals": end - between,
     "trial_rows": len(trials), "eval_rows": len(evals),
     # Not ru_maxrss, which begins with what the parent had.
     "memory": int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024,
@@ -244,9 +245,10 @@ def main(
             time_goal, memory_goal = (SECONDS_GOAL, MEMORY_GOAL) if largest else (None, None)
             lines += [
                 Line(f"{what}: reading", _spread(runs, "seconds"), "s", time_goal, at_least=False),
-                Line(f"{what}: of it the imports", _spread(runs, "imports"), "s"),
-                Line(f"{what}: of it the trials", _spread(runs, "trials"), "s"),
-                Line(f"{what}: of it the counts", _spread(runs, "evals"), "s"),
+                Line(f"{what}: processor time, all threads", _spread(runs, "processor"), "s"),
+                Line(f"{what}: the imports alone", _spread(runs, "imports"), "s"),
+                Line(f"{what}: the trials alone", _spread(runs, "trials"), "s"),
+                Line(f"{what}: the counts alone", _spread(runs, "evals"), "s"),
                 Line(f"{what}: peak memory", _spread(runs, "memory"), "MiB", memory_goal, at_least=False),
                 Line(f"{what}: on disk", Spread.of([mebibytes]), "MiB"),
             ]

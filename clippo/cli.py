@@ -60,7 +60,7 @@ def sweep_main(presets: Presets, description: str | None) -> None:
 
         config, console = named(config), Console()
         if config.dry_run:
-            print_plan(config, console)
+            print_plan(absolute(config), console)
             return 0
         try:
             front = run_sweep(config, console)
@@ -230,7 +230,7 @@ class EvaluateCommand:
     """Print JSON instead of a table."""
 
     def run(self) -> int:
-        _quiet(verbose=False)
+        _quiet(verbose=False, one_thread=False)
         import torch  # it takes seconds
 
         from clippo.evaluation import evaluate_model
@@ -308,14 +308,14 @@ class ExportCommand:
 
     def run(self) -> int:
         _quiet(verbose=False)
-        from clippo.export import export, usage  # torch takes seconds
+        from clippo.export import export  # torch takes seconds
 
         store = ResultStore(self.store)
         sweep = _only_sweep(store, self.sweep)
         written = export(
             store, sweep, self.trial, self.out, variant=self.variant, alpha=self.alpha, power=self.t
         )
-        print(f"wrote {written.weights} and {written.card}\n\n{usage(written)}")
+        print(f"wrote {written.weights} and {written.card}\n\n{written.usage}")
         return 0
 
 
@@ -377,9 +377,10 @@ def _guarded(run: Callable[[], int]) -> int:
         return 130
 
 
-def _quiet(verbose: bool) -> None:
-    """One thread per process, and without ``--verbose`` no logs of the libraries."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+def _quiet(verbose: bool, *, one_thread: bool = True) -> None:
+    """Without ``--verbose`` no logs of the libraries; one thread where many processes share the machine."""
+    if one_thread:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not verbose:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

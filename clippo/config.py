@@ -103,7 +103,7 @@ class TrainConfig:
     """Pairs that a worker's memory must hold at once; gradients are added up over them, with the result of
     whole batches; 0: all of a batch [count]."""
     compile: bool = False
-    """torch.compile what is trained: pays off on GPUs only (docs/EXPERIMENTS.md)."""
+    """torch.compile what is trained: no gain on CPUs (benchmarks/README.md), not measured on GPUs."""
     label_smoothing: float = 0.0
     """Label smoothing of DPO."""
     average_beta: float = 0.7
@@ -221,14 +221,16 @@ def absolute(config: SweepConfig) -> SweepConfig:
     """
 
     def file(name: str) -> str:
-        return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+        # A folder that happens to be called like a tag or a ready name is none.
+        return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().is_file() else name
 
     def place(spec: str) -> str:
         # KIND:PATH or KIND:NAME:PATH, perhaps with a name before it
         before, colon, path = spec.rpartition(":")
         if not colon or "//" in path:
             return spec
-        return before + colon + (os.path.abspath(path) if "{" in path else file(path))
+        there = Path(path).expanduser()
+        return before + colon + (os.path.abspath(there) if "{" in path or there.exists() else path)
 
     data, model = config.data, config.model
     data = replace(
@@ -241,7 +243,8 @@ def absolute(config: SweepConfig) -> SweepConfig:
         test_fonts=tuple(map(file, data.test_fonts)),
     )
     pretrained = file(model.pretrained) if model.pretrained else None
-    model = replace(model, pretrained=pretrained, prompt=file(model.prompt))
+    name = place(model.name) if model.name.startswith("local-dir:") else model.name
+    model = replace(model, name=name, pretrained=pretrained, prompt=file(model.prompt))
     return replace(config, data=data, model=model)
 
 

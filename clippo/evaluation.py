@@ -88,7 +88,7 @@ def _batches(
     waiting: list[Row] = []
     for index, picture in enumerate(part.pictures):
         try:
-            waiting += task.rows(part, index, clip.pixels)
+            waiting += list(task.rows(part, index, clip.pixels))  # all of a picture's rows or none
         except DataError as error:
             left_out.append(f"{picture.key}: {error}")
         on_progress(index + 1, len(part.pictures))

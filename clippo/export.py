@@ -5,14 +5,16 @@ D embedding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -22,21 +24,29 @@ from clippo.errors import ConfigError, ModelError, StoreError
 from clippo.front.points import REFERENCE, Point, front_of
 from clippo.model import ClipModel, Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
+from clippo.prepared.build import weights_digest
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
 from clippo.train.checkpoint import load_policy, weights_of
 from clippo.train.loop import AVERAGED
+
+CONFIG = "open_clip_config.json"
+PREPROCESSING = {
+    "image_mean": "mean", "image_std": "std", "image_interpolation": "interpolation",
+    "image_resize_mode": "resize_mode",
+}  # fmt: skip
+"""Flags of open_clip.create_model_and_transforms, by what they set."""
 
 LICENCES = {demo.MODEL_NAME: "Apache-2.0; what it was made from is listed in clippo/demo/LICENSES.md"}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written; ``name`` is the model name that open_clip needs for it."""
+    """What was written, and the Python that loads it."""
 
-    name: str
     weights: Path
     card: Path
+    usage: str
 
 
 def export(
@@ -45,37 +55,92 @@ def export(
 ) -> Exported:  # fmt: skip
     """Writes the weights of a trial as safetensors and a model card.
 
+    A model that open_clip knows by name is one file. One from ``hf-hub:`` or ``local-dir:`` becomes a folder
+    of the same name without the suffix, since open_clip reads its architecture from there.
+
     Args:
         variant: ``averaged`` or ``last``.
-        alpha: weights on the way from the untouched model (0) to the trial (1); may lie beyond.
+        alpha: weights on the way from the untouched model (0) to the averaged ones (1); may lie beyond.
         power: the power t of a trained transform.
 
     Raises:
         StoreError: no such sweep or trial, or it left no weights.
-        ConfigError: alpha for a transform, a power for a tower, or a file of another kind.
-        ModelError: the base model cannot be loaded, or a transform has no projection to go into.
+        ConfigError: settings that exclude each other or do not fit the trial, or a file that cannot be
+            written.
+        ModelError: the base model cannot be loaded or is not the one that was tuned, or a transform has no
+            projection to go into.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out is {str(out)!r}; it must end in .safetensors")
+    if (variant != AVERAGED) + (alpha is not None) + (power is not None) > 1:
+        raise ConfigError("--variant, --alpha and --t exclude each other; give one of them")
     config = store.config(sweep)
     if config is None:
         raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {', '.join(store.sweeps())}")
     model = ModelConfig(**config["model"])
+    saved = _saved(store, sweep, trial_id)
+    trial = next(t for t in store.trials(sweep).to_pylist() if t["trial_id"] == trial_id)
     clip = load_clip(model.name, model.pretrained)
+    if weights_digest(clip) != trial["model_digest"]:
+        raise ModelError(
+            f"{model.name} with pretrained={model.pretrained!r} has other weights than trial {trial_id!r} "
+            "was tuned from; bring those back"
+        )
     policy = policy_of(clip, model.trainable)
     if alpha is not None or power is not None:
         variant = f"alpha={alpha:g}" if alpha is not None else f"t={power:g}"
-    tuned = weights_of(policy, _saved(store, sweep, trial_id), variant)
+    tuned = weights_of(policy, saved, variant)
     if model.trainable == "transform":
         _fold(clip.model, tuned[MATRIX])
     else:
-        cast(nn.Module, clip.model.visual).load_state_dict(tuned, strict=False)  # the tower's own names
-    out.parent.mkdir(parents=True, exist_ok=True)
+        found = cast(nn.Module, clip.model.visual).load_state_dict(tuned, strict=False)
+        assert not found.unexpected_keys, "the names are those of the tower"
     state = {n: w.detach().contiguous().clone() for n, w in clip.model.state_dict().items()}
-    out.write_bytes(save(state, metadata={"clippo": f"{sweep}/{trial_id}/{variant}"}))
-    card = out.with_suffix(".md")
-    card.write_text(_card(store, sweep, trial_id, variant, clip, model, out))
-    return Exported(clip.open_clip_name, out, card)
+    data = save(state, metadata={"clippo": f"{sweep}/{trial_id}/{variant}"})
+    weights, card = out, out.with_suffix(".md")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if ":" in model.name:
+            folder = out.with_suffix("")
+            folder.mkdir(exist_ok=True)
+            (folder / CONFIG).write_bytes(_open_clip_config(model.name))
+            weights, card = folder / "open_clip_model.safetensors", folder / "README.md"
+        weights.write_bytes(data)
+        usage = _usage(clip, weights)
+        card.write_text(_card(store, sweep, trial, variant, model, usage))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {error.filename or out}: {error.strerror}; choose another --out"
+        ) from None
+    return Exported(weights, card, usage)
+
+
+def _open_clip_config(name: str) -> bytes:
+    """The architecture and preprocessing of a model from a folder or the hub, as it came."""
+    schema, _, place = name.partition(":")
+    if schema == "local-dir":
+        return (Path(place) / CONFIG).read_bytes()
+    return Path(download_pretrained_from_hf(place, filename=CONFIG)).read_bytes()
+
+
+def _usage(clip: ClipModel, weights: Path) -> str:
+    """Python that loads the weights, with the preprocessing that the model was tuned with."""
+    lines = ["import open_clip"]
+    if clip.name == demo.MODEL_NAME:
+        lines += ["from clippo import demo", "", "demo.register()"]
+    if ":" in clip.name:
+        called = f'"local-dir:{weights.parent}"'
+    else:
+        taken: dict[str, Any] = open_clip.get_model_preprocess_cfg(clip.model)
+        usual = asdict(PreprocessCfg(size=taken["size"]))
+        others = {
+            flag: taken[key]
+            for flag, key in PREPROCESSING.items()
+            if key in taken and taken[key] != usual[key]
+        }
+        flags = "".join(f", {flag}={value!r}" for flag, value in others.items())
+        called = f'"{clip.open_clip_name}", pretrained="{weights}"{flags}'
+    return "\n".join([*lines, f"model, _, preprocess = open_clip.create_model_and_transforms({called})"])
 
 
 def _saved(store: ResultStore, sweep: str, trial_id: str) -> dict[str, Weights]:
@@ -102,7 +167,7 @@ def _image_projection(visual: nn.Module) -> tuple[nn.Module, str]:
     if isinstance(visual, ModifiedResNet):
         return tower.attnpool, "c_proj"
     if isinstance(visual, TimmModel):
-        return (tower.head, "proj") if hasattr(tower.head, "proj") else (tower.head.mlp, "fc2")
+        return (tower.head.mlp, "fc2") if hasattr(tower.head, "mlp") else (tower.head, "proj")
     return visual, "proj"
 
 
@@ -120,21 +185,15 @@ def _fold_into(place: tuple[nn.Module, str], matrix_DD: Tensor) -> None:
 
 
 def _card(
-    store: ResultStore,
-    sweep: str,
-    trial_id: str,
-    variant: str,
-    clip: ClipModel,
-    model: ModelConfig,
-    out: Path,
+    store: ResultStore, sweep: str, trial: dict[str, Any], variant: str, model: ModelConfig, usage: str
 ) -> str:
     """What a user of the weights must know, as Markdown."""
-    trial = next(t for t in store.trials(sweep).to_pylist() if t["trial_id"] == trial_id)
+    trial_id = trial["trial_id"]
     points = {(p.trial_id, p.variant): p for p in front_of(store, sweep).points}
     settings = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable")
     licence = LICENCES.get(model.name) or "that of the base model's weights; look it up before you ship"
-    random = "the bundled weights" if model.name == demo.MODEL_NAME else "random weights"
-    base = f"{model.name}, {model.pretrained or random}"
+    own = ":" in model.name or model.name == demo.MODEL_NAME
+    base = f"{model.name}, {model.pretrained or ('its own weights' if own else 'random weights')}"
     lines = [
         f"# {base}, tuned against typographic attacks",
         "",
@@ -142,9 +201,7 @@ def _card(
         f"clippo {trial['code_version']} by preference optimisation (Afzali et al., arXiv 2411.08923).",
         "",
         "```python",
-        "import open_clip",
-        *(["from clippo import demo", "demo.register()"] if model.name == demo.MODEL_NAME else []),
-        f'model = open_clip.create_model("{clip.open_clip_name}", pretrained="{out.name}")',
+        usage,
         "```",
         "",
         f"Licence: {licence}.",
@@ -187,14 +244,3 @@ def _numbers(point: Point | None) -> list[str]:
         "",
         *(f"- {name.replace('_', ' ')}: {value:.3f}" for name, value in point.test.items()),
     ]
-
-
-def usage(exported: Exported) -> str:
-    """How the weights are loaded."""
-    register = "from clippo import demo; demo.register()\n" if exported.name == demo.MODEL_NAME else ""
-    known = exported.name in open_clip.list_models() or ":" in exported.name
-    assert known, "a name that open_clip does not know cannot have been loaded"
-    return (
-        f"import open_clip\n{register}"
-        f'model = open_clip.create_model("{exported.name}", pretrained="{exported.weights}")'
-    )

@@ -34,6 +34,11 @@ def test_the_published_setting() -> None:
     assert paper.search.learning_rate == (2e-5, 2e-5)
     assert paper.search.epochs == (3, 3)
     assert paper.data.picture_size == 168
+    betas = (paper.search.beta_dpo, paper.search.beta_ipo, paper.search.beta_kto)
+    assert (*betas, paper.search.kl_weight) == ((0.01, 1.5),) * 3 + ((0.01, 2.0),)
+    assert {s.partition(":")[0].partition("=")[0] for s in paper.data.test_sets} >= {
+        "rta-100", "paint", "disentangling", "eurosat", "food101", "oxford_pets",
+    }  # fmt: skip
     assert (paper.model.name, paper.model.pretrained, paper.model.trainable) == (
         "ViT-B-32",
         "openai",
@@ -50,7 +55,7 @@ def test_a_dry_run_of_the_paper_says_what_is_missing_and_runs_nothing(tmp_path: 
     printed = done.stdout
     for line in ("train.precision", "bf16", "kl_weight", "0.01 to 2, log", "9, and 1 to compare with"):
         assert line in printed
-    assert "there    model ViT-B-32" in printed
+    assert "there    model ViT-B-32, known; its weights are downloaded" in printed
     assert "missing  pictures folder:data/imagenet100" in printed
     assert "missing  test set rta-100:data/rta-100" in printed
     assert not list((tmp_path / "results").glob("**/*")), "nothing is left behind"

@@ -1,16 +1,19 @@
 """What is exported is what was measured: open_clip loads it and gives the trial's own predictions."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from clippo import demo
 from clippo.config import DataConfig, ModelConfig
-from clippo.errors import ClippoError
-from clippo.export import export, usage
+from clippo.errors import ClippoError, ModelError
+from clippo.export import CONFIG, _fold, _fold_into, export
+from clippo.model import load_clip
 from clippo.prepared import open_prepared
 from clippo.results import ResultStore
 from clippo.tasks import TypographicTask
@@ -106,7 +109,7 @@ def test_alpha_zero_is_the_base_model_bit_by_bit(finished: tuple[Path, str], tmp
         for p in (demo.WEIGHTS, written.weights)
     )
     assert all(torch.equal(base[name], same[name]) for name in base)
-    assert "demo.register()" in usage(written)
+    assert "demo.register()" in written.usage
 
 
 @pytest.mark.parametrize("t", [None, 1.5, -0.5, 0.0])
@@ -127,6 +130,7 @@ def test_a_transform_is_folded_into_the_projections(
         ("99999", {}, "its trials are: 00000, 00001"),
         ("00000", {"power": 1.0}, "no weights 't=1'; it has averaged, last and such as alpha=0.5"),
         ("00000", {"variant": "best"}, "no weights 'best'"),
+        ("00000", {"variant": "last", "alpha": 0.5}, "exclude each other"),
     ],
 )
 def test_what_cannot_be_exported(
@@ -149,3 +153,42 @@ def test_the_cut_is_known_from_the_store(transform_sweep: Path) -> None:
     assert ModelConfig(**config["model"]).trainable == "transform"
     digest = ResultStore(str(transform_sweep)).trials("map")["prepared_digest"][0].as_py()
     assert len(open_prepared(transform_sweep / "prepared" / digest).clean) == 160
+
+
+@pytest.mark.parametrize("name", [demo.MODEL_NAME, "ViT-B-32-256", "convnext_base"])
+def test_a_map_goes_into_the_projections_of_any_tower(name: str) -> None:
+    clip = load_clip(name)
+    generator = torch.Generator().manual_seed(0)
+    text = ["a photo of a cat", "a dog"]
+    pixels = torch.randint(0, 256, (1, *clip.image_size, 3), dtype=torch.uint8, generator=generator)
+    with torch.no_grad():
+        before = clip.model.encode_image(clip.normalized(pixels)), clip.text_features(text)
+        matrix = torch.eye(before[1].shape[1]) + 0.1 * torch.randn(
+            2 * before[1].shape[1:], generator=generator
+        )
+        _fold(clip.model, matrix)
+        after = clip.model.encode_image(clip.normalized(pixels)), clip.text_features(text)
+    for was, now in zip(before, after, strict=True):
+        expected = torch.nn.functional.normalize(was @ matrix.T, dim=-1)
+        torch.testing.assert_close(torch.nn.functional.normalize(now, dim=-1), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_without_a_projection_is_refused() -> None:
+    with pytest.raises(ModelError, match="has no projection"):
+        _fold_into((torch.nn.Linear(1, 1), "proj"), torch.eye(1))
+
+
+def test_a_model_from_a_folder_is_exported_as_a_folder(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / CONFIG).write_text(json.dumps({"model_cfg": demo.MODEL_CONFIG, "preprocess_cfg": {}}))
+    state = load_clip(demo.MODEL_NAME).model.state_dict()
+    save_file({n: w.contiguous() for n, w in state.items()}, base / "open_clip_model.safetensors")
+    flags = ["--model.name", f"local-dir:{base}", "--trials", "1", "--search.baselines", "--name", "own"]
+    done = sweep(*flags, "--results", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = export(ResultStore(str(tmp_path / "results")), "own", "00000", tmp_path / "tuned.safetensors")
+    assert f'"local-dir:{tmp_path / "tuned"}"' in written.usage
+    tuned = open_clip.create_model(f"local-dir:{tmp_path / 'tuned'}").state_dict()
+    assert not torch.equal(tuned["visual.attnpool.c_proj.weight"], state["visual.attnpool.c_proj.weight"])
+    assert torch.equal(tuned["visual.conv1.weight"], state["visual.conv1.weight"])

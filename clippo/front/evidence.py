@@ -138,10 +138,10 @@ class Evidence:
             np.array([hypervolume(points_CM, HV_REFERENCE_POINT) for points_CM in draws[:, members]])
             for draws in (self.draws_RCM[: len(self.together_RCM)], self.together_RCM)
         )
-        halves = [half[:, members] for half in self.halves]
+        choose, measure, again = (half[:, members] for half in self.halves)
         return Volumes(
             measured=hypervolume(self.measured_PM[family], HV_REFERENCE_POINT),
-            crossed=float(cross_hypervolumes(*halves, HV_REFERENCE_POINT).mean()),
+            crossed=float(cross_hypervolumes(choose, measure, again, HV_REFERENCE_POINT).mean()),
             separate_R=separate,
             together_R=together,
         )

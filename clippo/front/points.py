@@ -314,6 +314,7 @@ def well_spread(front: Front, rows: int) -> list[Point]:
     places = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-9)
     while len(chosen) < rows:
         nearest = np.linalg.norm(places[:, None] - places[chosen], axis=-1).min(axis=1)
+        nearest[chosen] = -1  # equal points lie at no distance from each other
         chosen.append(int(nearest.argmax()))
     return [points[i] for i in sorted(chosen)]
 

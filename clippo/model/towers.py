@@ -197,10 +197,14 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
             # Some published weights want another activation than the architecture's name says.
             published = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
             quick_gelu = bool(published.get("quick_gelu", False))
-            model = open_clip.create_model(
-                name, pretrained=pretrained, precision="fp32", weights_only=True, force_quick_gelu=quick_gelu
-            )
             tokenizer = open_clip.get_tokenizer(name)
+            # Weights that are asked for must be there; random ones are the same in every process.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = open_clip.create_model(
+                    name, pretrained=pretrained, precision="fp32", weights_only=True,
+                    force_quick_gelu=quick_gelu, require_pretrained=bool(pretrained) or ":" in name,
+                )  # fmt: skip
     except Exception as error:  # open_clip raises whatever its loaders raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"cannot load {name!r} with pretrained={pretrained!r}: {first}") from error
@@ -232,6 +236,11 @@ def check_name(name: str, pretrained: str | None = None) -> None:
     """
     demo.register()
     if ":" in name:
+        if pretrained:
+            raise ModelError(
+                f"{name!r} brings its own weights and open_clip ignores pretrained={pretrained!r} beside it; "
+                "give one of the two"
+            )
         return
     known = open_clip.list_models()
     if name not in known:

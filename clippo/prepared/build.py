@@ -107,7 +107,7 @@ def _build(
     todo = [{**s, "known": json.dumps(known.get(s["key"]))} for s in shards if s["key"] not in done]
     total, ready = sum(s["stop"] - s["start"] for s in shards), sum(s["stop"] - s["start"] for s in built)
     on_progress(ready, total)
-    if gpus or min(workers, len(todo)) > 1:
+    if todo and (gpus or min(workers, len(todo)) > 1):
         summaries = _built_on_ray(recipe, todo, workers, gpus, verbose)
     else:
         summaries = map(ShardBuilder(recipe, task, clip).build, todo)

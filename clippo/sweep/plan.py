@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
@@ -83,7 +84,7 @@ def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
 def _needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
     """Each thing, and what is wrong with it if anything is."""
     checks: list[tuple[str, Callable[[], object]]] = [
-        (f"model {config.model.name}", lambda: check_name(config.model.name, config.model.pretrained)),
+        (_model(config), lambda: check_name(config.model.name, config.model.pretrained)),
         (f"prompt {config.model.prompt}", lambda: templates_of(config.model.prompt)),
         (
             f"pictures {config.data.source}",
@@ -102,3 +103,10 @@ def _needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
             yield what, str(error)
         else:
             yield what, ""
+
+
+def _model(config: SweepConfig) -> str:
+    name, pretrained = config.model.name, config.model.pretrained
+    if name.startswith("hf-hub:") or (pretrained and not Path(pretrained).exists()):
+        return f"model {name}, known; its weights are downloaded when they are first used"
+    return f"model {name}"

@@ -33,7 +33,10 @@ def prepared_for(config: SweepConfig, store: ResultStore, console: Console, *, w
             verbose=config.verbose,
             on_progress=lambda done, total: progress.update(shown, completed=done, total=total),
         )  # fmt: skip
-    return Shared(model=config.model, train=config.train, prepared=name, location=location)
+    return Shared(
+        model=config.model, train=config.train, prepared=name, location=location,
+        on_gpu=config.gpus_per_worker > 0,
+    )  # fmt: skip
 
 
 def location_of(store: ResultStore) -> Location:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from clippo.config import DataConfig, digest
 from clippo.data.attack import FONTS, WordStyle, draw_word
-from clippo.data.datasets import ImageSource, LabelledImage, open_source
+from clippo.data.datasets import SOURCES, ImageSource, LabelledImage, open_source
 from clippo.data.pairs import PreferencePair, attacked_pairs, other_label, picture_rng
 from clippo.data.prompts import templates_of
 from clippo.data.typographic_sets import TYPOGRAPHIC_SETS, AttackedImage, TypographicSet, open_typographic_set
@@ -192,7 +192,8 @@ class TypographicTask:
         if isinstance(picture, AttackedImage):  # the word is there already, or was taken away
             assert isinstance(test.pictures, TypographicSet)
             kind = "clean" if index < len(test.pictures.clean) else "attacked"
-            yield Row(f"test/{kind}/{test.name}", clean, first + picture.label, first + picture.attack_label)
+            word = first + picture.attack_label if picture.attack_label >= 0 else -1
+            yield Row(f"test/{kind}/{test.name}", clean, first + picture.label, word)
             return
         rng = picture_rng(self.config.split_seed, picture.key)
         label = first + picture.label
@@ -236,6 +237,9 @@ def open_test_set(spec: str, seed: int) -> tuple[str, TypographicSet | ImageSour
     kind, _, argument = rest.partition(":")
     if kind in TYPOGRAPHIC_SETS:
         return given or kind, open_typographic_set(rest), ""
+    if kind not in SOURCES:
+        known = ", ".join((*TYPOGRAPHIC_SETS, *SOURCES))
+        raise ConfigError(f"data.test_sets has {spec!r}; its kind must be one of: {known}")
     pictures = open_source(rest, seed)
     dataset = argument.partition(":")[0]
     name = given or (dataset if kind == "torchvision" else PurePosixPath(argument).name or kind)

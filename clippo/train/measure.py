@@ -47,7 +47,7 @@ def evaluate_policy(
                 logps_BC = class_logps(image_BD, text_CD, frozen.logit_scale)
                 labels = columns[data.rows.labels[list(chosen)]].to(device)
                 attacks = columns[data.rows.attack_labels[list(chosen)]].to(device)
-                if getattr(data, "pairwise", False):
+                if data.pairwise:
                     logps_BC = between(logps_BC, labels, attacks)
                 totals[i, v] += count_predictions(logps_BC, labels, attacks)
     sums = sum_over_ranks(totals)

@@ -33,12 +33,14 @@ class Shared:
     Attributes:
         prepared: name of the prepared set.
         location: where it is kept, and where this node maps it from.
+        on_gpu: whether trials run on GPUs; Ray shows them to processes that have not asked for one, too.
     """
 
     model: ModelConfig
     train: TrainConfig
     prepared: str
     location: Location
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     clip, prepared, frozen = load_shared(job.shared)
     local: bool = config["local"]
-    device = torch.device("cuda") if local and torch.cuda.is_available() else torch.device("cpu")
-    if not local:
-        device = ray.train.torch.get_device()
+    device = _device(job.shared) if local else ray.train.torch.get_device()
     report = ray.tune.report if local else ray.train.report
     try:
         fit(
@@ -113,8 +113,12 @@ def measure_reference(shared: Shared, *, gpus: float) -> list[Counts]:
 def _measure_reference(shared: Shared) -> list[Counts]:
     torch.set_num_threads(1)
     clip, prepared, frozen = load_shared(shared)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return evaluate_reference(policy_of(clip, shared.model.trainable), prepared, frozen, shared.train, device)
+    policy = policy_of(clip, shared.model.trainable)
+    return evaluate_reference(policy, prepared, frozen, shared.train, _device(shared))
+
+
+def _device(shared: Shared) -> torch.device:
+    return torch.device("cuda" if shared.on_gpu and torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=1)

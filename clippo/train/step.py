@@ -164,9 +164,10 @@ class Step:
         self.precision = resolved_precision(config.precision, device)
         self.cast = autocast(self.precision, device)
         self._forward: nn.Module = policy
+        self._synchronizing: DistributedDataParallel | None = None
         if self._world > 1:
             ids = [device] if device.type == "cuda" else None
-            self._forward = DistributedDataParallel(policy, device_ids=ids)
+            self._forward = self._synchronizing = DistributedDataParallel(policy, device_ids=ids)
         if config.compile:
             self._forward = torch.compile(self._forward)  # type: ignore[assignment]  # it stays a module
         self._optimizer = _optimizer(policy, settings, config)
@@ -224,9 +225,9 @@ class Step:
 
     def _synchronized(self, *, last: bool) -> AbstractContextManager[Any]:
         """The ranks exchange gradients once a step, with the last micro-batch."""
-        if last or not isinstance(self._forward, DistributedDataParallel):
+        if last or self._synchronizing is None:
             return nullcontext()
-        context: AbstractContextManager[Any] = self._forward.no_sync()
+        context: AbstractContextManager[Any] = self._synchronizing.no_sync()
         return context
 
 

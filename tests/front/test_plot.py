@@ -9,43 +9,81 @@ from typing import Any
 import pytest
 
 from clippo.errors import ConfigError, StoreError
-from clippo.front.plot import DOMINATED, ON_FRONT, UNTOUCHED, WIDTH, X_TITLE, Y_TITLE, front_chart, save_chart
-from clippo.front.points import REFERENCE, Front, Point
+from clippo.front.plot import (
+    DOMINATED,
+    MANY,
+    MOST_BARS,
+    MOST_CURVES,
+    ON_FRONT,
+    WIDTH,
+    X_TITLE,
+    Y_TITLE,
+    front_chart,
+    key_of,
+    save_chart,
+)
+from clippo.front.points import PREFERENCE, REFERENCE, TUNING, UNTOUCHED, Comparison, Front, Point
 
 
 def make_point(
-    trial_id: str, retention: float, robustness: float, *, loss: str = "dpo", on_front: bool = True
-) -> Point:
+    trial_id: str, retention: float, robustness: float, *, loss: str = "dpo", on_front: bool = True,
+    variant: str = "averaged",
+) -> Point:  # fmt: skip
+    test = {"robustness": robustness - 0.02, "retention": retention, "attack_success_rate": 0.25}
+    untouched = trial_id == REFERENCE
     settings = {"loss": loss, "beta": 0.5, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 2}
     return Point(
         trial_id=trial_id,
-        variant=REFERENCE if trial_id == REFERENCE else "averaged",
-        settings=settings,
+        trial_ids=[trial_id],
+        variant=REFERENCE if untouched else variant,
+        method=UNTOUCHED if untouched else TUNING if loss == "cross_entropy" else PREFERENCE,
+        settings={} if untouched else settings,
+        device_s=30.0,
         robustness=robustness,
         robustness_interval=(robustness - 0.03, robustness + 0.03),
         retention=retention,
         retention_interval=(retention - 0.01, min(retention + 0.01, 1)),
         on_front=on_front,
         probability=0.8 if on_front else 0.1,
-        test={"robustness": robustness - 0.02, "retention": retention, "attack_success_rate": 0.25},
+        chance=0.95,
+        group=1 if on_front else 0,
+        test=test,
+        test_intervals={n: (v - 0.01, v + 0.01) for n, v in test.items()},
     )
 
 
-def make_front(*more: Point) -> Front:
+def make_front(*more: Point, alone: bool = False) -> Front:
+    tuned = [
+        make_point("00001", 0.98, 0.55),
+        make_point("00002", 0.93, 0.71, loss="kto"),
+        make_point("cross_entropy", 0.95, 0.40, loss="cross_entropy", on_front=False),
+    ]
+    points = [make_point(REFERENCE, 1.0, 0.27), *([] if alone else tuned), *more]
+    own = [p for p in points if p.method == TUNING]
     return Front(
         sweep="typo",
-        points=[
-            make_point(REFERENCE, 1.0, 0.27),
-            make_point("00001", 0.98, 0.55),
-            make_point("00002", 0.93, 0.71, loss="kto"),
-            make_point("00003", 0.95, 0.40, loss="cross_entropy", on_front=False),
-            *more,
-        ],
+        points=points,
         hypervolume=0.7042,
         hypervolume_interval=(0.681, 0.733),
-        completed=3,
-        failed=0,
-    )
+        completed=len(points) - 1,
+        failed=2 if alone else 0,
+        min_retention=0.98,
+        recommended=points[0] if alone else points[1],
+        alike=[],
+        knee=None,
+        comparisons=[
+            Comparison(
+                method=method, best=points[0], front=[points[0], *front], hypervolume=0.27,
+                hypervolume_interval=(0.2, 0.3),
+            )
+            for method, front in ((UNTOUCHED, []), (TUNING, own))
+        ],
+        gain=0.1,
+        gain_interval=(0.05, 0.15),
+        device_s=90.0,
+        repeated=0,
+        seed_sd=(0.0, 0.0),
+    )  # fmt: skip
 
 
 def rows_of(front: Front) -> list[dict[str, Any]]:
@@ -72,7 +110,7 @@ def test_png_is_sharp_at_700_pixels(tmp_path: Path) -> None:
 def test_svg_says_what_is_drawn(tmp_path: Path) -> None:
     save_chart(front_chart(make_front()), tmp_path / "front.SVG")
     svg = (tmp_path / "front.SVG").read_text(encoding="utf-8")
-    words = [X_TITLE, Y_TITLE, UNTOUCHED, ON_FRONT, DOMINATED, "dpo", "kto", "cross_entropy"]
+    words = [X_TITLE, Y_TITLE, UNTOUCHED, "recommended", ON_FRONT, DOMINATED, "dpo", "kto", "cross_entropy"]
     words += ["Sweep typo: 3 trials completed. 3 of 4 points are on the front."]
     words += ["Hypervolume 0.704, 90 % interval 0.681 to 0.733."]
     assert [w for w in words if w not in svg] == []
@@ -106,6 +144,7 @@ def test_every_point_is_in_the_data_with_its_tooltip() -> None:
     assert row["robustness_text"] == "0.710 (0.680 to 0.740)"
     assert row["test_attack_success_rate"] == "0.250"
     assert row["test_reading_accuracy"] == "not measured"
+    assert row["export"] == "--trial 00002 --variant averaged"
 
 
 def test_axes_show_the_front_and_not_the_empty_rest() -> None:
@@ -123,7 +162,7 @@ def test_a_trial_that_lost_everything_does_not_squeeze_the_front() -> None:
     front = make_front(lost)
     assert axis_of(front, "x") == axis_of(make_front(), "x")
     assert axis_of(front, "y") == axis_of(make_front(), "y")
-    assert len(rows_of(front)) == 5
+    assert len(rows_of(front)) == 4
     assert "too far from the front to be shown: 1." in json.dumps(front_chart(front).to_dict()["title"])
 
 
@@ -149,18 +188,70 @@ def test_a_loss_keeps_its_look_whatever_else_is_drawn() -> None:
     assert len(set(with_more.values())) == 5
 
 
-def test_a_large_sweep_is_drawn_whole() -> None:
-    many = [make_point(f"{i:05d}", 0.9, 0.3, on_front=False) for i in range(10, 6000)]
-    assert len(rows_of(make_front(*many))) == 5994
+def steps(trial_id: str, loss: str = "dpo", on_front: bool = True) -> list[Point]:
+    return [
+        make_point(
+            trial_id, 1 - 0.02 * i, 0.27 + 0.2 * i, loss=loss, on_front=on_front, variant=f"alpha=0.{3 * i}"
+        )
+        for i in (1, 2)
+    ]
+
+
+def lines_of(front: Front) -> dict[str, dict[str, Any]]:
+    """The rows of each curve, by trial; whether it is drawn plainly is that of its layer."""
+    spec = front_chart(front).to_dict()
+    layers = [la for la in spec["layer"] if "detail" in la["encoding"]]
+    assert [la["mark"]["opacity"] for la in layers] == [0.3, 0.9]
+    rows: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for row in spec["datasets"][layer["data"]["name"]]:
+            curve = rows.setdefault(
+                row["trial"], {"plain": layer["mark"]["opacity"] > 0.5, "kind": row["kind"], "at": []}
+            )
+            curve["at"].append((row["position"], row["retention"]))
+    return rows
+
+
+def test_curves_begin_at_the_untouched_model_and_baselines_are_dashed() -> None:
+    more = [*steps("00001"), *steps("00002", "kto"), *steps("cross_entropy", "cross_entropy", on_front=False)]
+    lines = lines_of(make_front(*more))
+    assert {i: (c["kind"], c["plain"]) for i, c in lines.items()} == {
+        "00001": ("tuned", True),  # recommended
+        "00002": ("tuned", False),
+        "cross_entropy": ("baseline", True),
+    }
+    assert sorted(lines["00001"]["at"]) == [(0.0, 1.0), (0.3, 0.98), (0.6, 0.96), (1.0, 0.98)]
+
+
+def test_few_curves_and_few_bars() -> None:
+    many = [p for i in range(10, 40) for p in steps(f"{i:05d}")]
+    front = make_front(*many)
+    assert len(lines_of(front)) <= MOST_CURVES
+    assert sum(r["barred"] for r in rows_of(front)) == MOST_BARS
+    assert any(r["barred"] for r in rows_of(front) if r["key"] == key_of(front.recommended))
+
+
+def test_of_points_on_each_other_one_is_drawn() -> None:
+    twins = [make_point(f"{i:05d}", 0.9, 0.3, on_front=False) for i in range(10, 6000)]
+    others = [make_point("06000", 0.9, 0.3, loss="ipo", on_front=False)]
+    assert len(rows_of(make_front(*twins, *others))) == 4 + 2
+
+
+def test_of_many_points_dominated_steps_of_curves_are_left_out() -> None:
+    apart = [make_point(f"{i:05d}", 0.93 + i / 20_000, 0.3, on_front=False) for i in range(MANY)]
+    step = make_point("02000", 0.95, 0.35, on_front=False, variant="alpha=0.5")
+    ended = make_point("02000", 0.95, 0.36, on_front=False, variant="last")
+    keys = {r["key"] for r in rows_of(make_front(*apart, step, ended))}
+    assert key_of(ended) in keys
+    assert key_of(step) not in keys
+    assert key_of(step) in {r["key"] for r in rows_of(make_front(step, ended))}
 
 
 def test_the_untouched_model_alone_can_be_drawn(tmp_path: Path) -> None:
-    front = Front(
-        sweep="new", points=[make_point(REFERENCE, 1.0, 0.27)], hypervolume=0.27,
-        hypervolume_interval=(0.2, 0.3), completed=0, failed=2,
-    )  # fmt: skip
-    save_chart(front_chart(front), tmp_path / "front.svg")
-    assert "0 trials completed, 2 failed" in (tmp_path / "front.svg").read_text(encoding="utf-8")
+    save_chart(front_chart(make_front(alone=True)), tmp_path / "front.svg")
+    svg = (tmp_path / "front.svg").read_text(encoding="utf-8")
+    assert "0 trials completed, 2 failed" in svg
+    assert ">recommended<" not in svg
 
 
 @pytest.mark.parametrize("name", ["front.jpg", "front", ".png"])

@@ -108,7 +108,8 @@ def test_test_numbers_of_kinds_and_published_sets(sweep: Sweep, made: Front) -> 
     assert test["attack_success_rate/rta-100"] == pytest.approx(share("attacked/rta-100", of="n_fooled"))
     step = point(made, "00002", "alpha=0.5").test
     assert {n for n in test if n not in step} == {
-        "nonsense_accuracy", "attacked/rta-100_accuracy", "clean/rta-100_accuracy", "attack_success_rate/rta-100",
+        "nonsense_accuracy", "attacked/rta-100_accuracy", "clean/rta-100_accuracy",
+        "attack_success_rate/rta-100",
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from clippo import demo
 from clippo.errors import ConfigError, ModelError
 from clippo.model import ClipModel, TowerPolicy, load_clip, policy_of, towers
 from clippo.model.towers import tower_stages
+from clippo.prepared.build import weights_digest
 
 CUTS = ["image", "last:1", "last:2", "last:3", "last:4"]
 
@@ -171,3 +172,17 @@ def test_the_attention_pooling_has_the_gradients_of_open_clips(clip: ClipModel) 
     ours.square().sum().backward()
     for name, parameter in pool.attnpool.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=2e-3, rtol=1e-3)
+
+
+def test_random_weights_are_the_same_in_every_process(vit: ClipModel) -> None:
+    again = load_clip("ViT-B-32-256")
+    assert weights_digest(again) == weights_digest(vit)
+
+
+def test_weights_that_are_asked_for_must_be_there(tmp_path: Path) -> None:
+    config = {"model_cfg": demo.MODEL_CONFIG, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="cannot load"):
+        load_clip(f"local-dir:{tmp_path}")
+    with pytest.raises(ModelError, match="brings its own weights"):
+        load_clip(f"local-dir:{tmp_path}", "tuned.safetensors")

@@ -76,7 +76,7 @@ def test_names(places: dict[str, Path]) -> None:
     twice = (f"folder:{places['flowers']}",) * 2
     with pytest.raises(ConfigError, match="two sets named 'flowers'"):
         TypographicTask(DataConfig(test_sets=twice))
-    with pytest.raises(ConfigError, match="must be one of"):
+    with pytest.raises(ConfigError, match="its kind must be one of: rta-100, paint"):
         open_test_set("rta:/nowhere", 0)
 
 
@@ -93,7 +93,6 @@ def test_a_model_is_measured_on_them(clip: ClipModel, places: dict[str, Path]) -
     settings = {"prompt": ModelConfig().prompt, "pictures": 12, "font_size": (0.12, 0.18)}
     (counts,), left_out = evaluate_model(clip, f"rta-100:{places['photos']}", **settings)  # type: ignore[arg-type]
     assert (counts.eval_set, counts.n_total, left_out) == ("test/attacked", 4, [])
-    assert 0 <= counts.n_correct + counts.n_fooled <= 4
 
     (clean, attacked), _ = evaluate_model(clip, "demo", **settings | {"pictures": 128})  # type: ignore[arg-type]
     assert clean.n_total == attacked.n_total == 128

@@ -15,11 +15,12 @@ import torch.multiprocessing
 from clippo.config import TrainConfig
 from clippo.errors import DivergedError
 from clippo.evaluate import Counts, objectives
-from clippo.model import ClipModel, policy_of
+from clippo.model import ClipModel, Policy, policy_of
 from clippo.prepared import PreparedSet, open_prepared
 from clippo.train import FileCheckpoints, TrialSettings, evaluate_reference, fit
+from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.checkpoint import POLICY, STATE, load_policy
-from clippo.train.step import Frozen
+from clippo.train.step import Batch, Frozen, Step
 
 SETTINGS = TrialSettings(loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=2e-4, epochs=2, seed=3)
 CONFIG = TrainConfig(batch_size=16, precision="fp32")  # 160 pairs: 10 steps an epoch
@@ -134,6 +135,40 @@ def test_micro_batches_give_the_weights_of_whole_batches(
         config = dataclasses.replace(CONFIG, micro_batch=size)
         run(clip, small_set, frozen, tmp_path / str(size), settings, config)
     assert_same_change(clip, tuned_in(tmp_path / "0")["last"], tuned_in(tmp_path / "5")["last"])
+
+
+def gradients(policy: Policy, step: Step, batch: Batch) -> dict[str, torch.Tensor]:
+    step(batch, 0.0)
+    return {n: p.grad.clone() for n, p in policy.trainable_weights().items() if p.grad is not None}
+
+
+def moved_policy(clip: ClipModel) -> Policy:
+    """A policy that has left the reference, so that the KL and KTO's baseline are far from zero."""
+    policy, generator = policy_of(clip, "last:2").eval(), torch.Generator().manual_seed(0)
+    noisy = {
+        n: w + 0.4 * w.std(correction=0) * torch.randn(w.shape, generator=generator)
+        for n, w in policy.trainable_weights().items()
+    }
+    policy.load_weights(noisy)
+    return policy
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_micro_batches_have_the_gradients_of_the_whole_batch(
+    loss: str, clip: ClipModel, small_set: PreparedSet, frozen: Frozen
+) -> None:
+    cpu = torch.device("cpu")
+    settings = dataclasses.replace(SETTINGS, loss=loss, beta=2.0)
+    batch = next(epoch_batches(Pairs.of(small_set, frozen), 16, 0, 0, 0, 1, cpu))
+    found = {}
+    for size in (0, 3):
+        policy = moved_policy(clip)
+        config = dataclasses.replace(CONFIG, micro_batch=size)
+        step = Step(policy, frozen, settings, config, small_set.seen, cpu)
+        assert step(batch, 0.0)[2] > 0.1, "the KL counts"
+        found[size] = gradients(policy, step, batch)
+    whole, parts = (torch.cat([g.flatten() for g in found[size].values()]) for size in (0, 3))
+    assert (whole - parts).norm() <= 1e-3 * whole.norm()
 
 
 def assert_same_change(
