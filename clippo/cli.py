@@ -331,6 +331,22 @@ def _only_sweep(store: ResultStore, name: str) -> str:
     return name or names[0]
 
 
+@dataclass(frozen=True)
+class CompactCommand:
+    """Seal the rows of a sweep into few files and a manifest; also while it runs, and again later."""
+
+    store: Annotated[str, tyro.conf.Positional]
+    """A folder or s3://bucket/prefix."""
+    sweep: str = ""
+    """Name of the sweep; needed when the store holds more than one."""
+
+    def run(self) -> int:
+        store = ResultStore(self.store)
+        sweep = _only_sweep(store, self.sweep)
+        print(f"{store.compact(sweep)} trials of {sweep} are sealed")
+        return 0
+
+
 class Command(Protocol):
     """A subcommand: its fields are its flags."""
 
@@ -346,6 +362,7 @@ def main() -> None:
         "report": ReportCommand,
         "prepare": PrepareCommand,
         "export": ExportCommand,
+        "compact": CompactCommand,
         "evaluate": EvaluateCommand,
     }
     sys.exit(_guarded(lambda: _parsed(lambda: tyro.extras.subcommand_cli_from_dict(commands)).run()))

@@ -21,6 +21,9 @@ from clippo.results import ResultStore
 from clippo.results.checkpoints import checkpoint_folder
 from clippo.train.checkpoint import POLICY
 
+SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "orthogonality", "seed")
+"""The settings that have a column of their own; others go to params_json."""
+
 SELECTED = "averaged"
 """The variant whose objectives steer the search, as in the published procedure."""
 
@@ -59,7 +62,7 @@ class TrialRows:
         spent = [r["metrics"] for r in reports if r["metrics"]]
         busy = spent[-1]["train_s"] + sum(m["eval_s"] for m in spent) if spent else 0.0
         devices = max(1, self.config.workers) * (self.config.gpus_per_worker or 1.0)
-        known = {n: settings.get(n) for n in ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")}
+        known = {n: settings.get(n) for n in SETTINGS}
         folder = checkpoint_folder(self.config.name, trial_id)
         tuned = trial_id != REFERENCE and failure is None
         trial = {
@@ -110,8 +113,7 @@ def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
     finished = {}
     for row in store.trials(sweep).to_pylist():
         by_epoch = counts.get(row["trial_id"], {}) if row["status"] == "completed" else {}
-        names = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")
-        settings = {n: row[n] for n in names} | json.loads(row["params_json"] or "{}")
+        settings = {n: row[n] for n in SETTINGS} | json.loads(row["params_json"] or "{}")
         finished[row["trial_id"]] = FinishedTrial(
             settings, by_epoch[max(by_epoch)] if by_epoch else [], row["prepared_digest"]
         )

@@ -70,7 +70,7 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
     for name in config.search.baselines:
         baseline(name, config.search, config.model.trainable)
     # What the store does not take while it is away waits on local disk.
-    with SpooledStore(config.results, report=partial(_say, console)) as store:
+    with SpooledStore(config.results, report=partial(_say, console, markup=False)) as store:
         store.check()
         resumed = _is_resumed(store, config)
         finished = finished_trials(store, config.name) if resumed else {}
@@ -86,8 +86,8 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         return front_of(store, config.name)
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+def _say(console: Console, line: str, *, markup: bool = True) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=markup)
 
 
 def named(config: SweepConfig) -> SweepConfig:
