@@ -161,7 +161,8 @@ class ReportCommand:
         from clippo.front.report import write_report  # Altair and Optuna take a second to import
 
         store = ResultStore(self.store)
-        write_report(store, _only_sweep(store, self.sweep), self.out, min_retention=self.min_retention)
+        sweep = _only_sweep(store, self.sweep)
+        write_report(store, sweep, self.out, min_retention=self.min_retention, store_name=self.store)
         print(f"wrote {self.out}")
         return 0
 

@@ -37,6 +37,9 @@ PREPROCESSING = {
 }  # fmt: skip
 """Flags of open_clip.create_model_and_transforms, by what they set."""
 
+ENDS = {"alpha=0": (REFERENCE, REFERENCE), "t=0": (REFERENCE, REFERENCE)}
+"""Where a curve begins is a point of its own in the front."""
+
 LICENCES = {demo.MODEL_NAME: "Apache-2.0; what it was made from is listed in clippo/demo/LICENSES.md"}
 
 
@@ -190,6 +193,8 @@ def _card(
     """What a user of the weights must know, as Markdown."""
     trial_id = trial["trial_id"]
     points = {(p.trial_id, p.variant): p for p in front_of(store, sweep).points}
+    if variant in ("alpha=1", "t=1"):
+        variant = AVERAGED
     settings = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable")
     licence = LICENCES.get(model.name) or "that of the base model's weights; look it up before you ship"
     own = ":" in model.name or model.name == demo.MODEL_NAME
@@ -208,7 +213,7 @@ def _card(
         "",
         "## Numbers",
         "",
-        *_numbers(points.get((trial_id, variant))),
+        *_numbers(points.get(ENDS.get(variant, (trial_id, variant)))),
         "",
         "## Settings",
         "",

@@ -85,11 +85,10 @@ def data_of(text: str) -> dict[str, Any]:
 
 
 def test_all_parts_are_there(page_text: str, made: Front) -> None:
-    assert "<!--" not in re.sub(
-        r"<!-- Nothing may be .*?-->", "", re.sub(r"<script.*?</script>", "", page_text, flags=re.DOTALL)
-    )
-    for part in ("What to ship", "The front", "Against other methods", "What it cost", "Which settings matter",
-                 "What the models say", "All trials", "Provenance"):  # fmt: skip
+    left = re.sub(r"<script.*?</script>", "", page_text, flags=re.DOTALL)
+    assert re.findall(r"<!--[A-Z]+-->", left) == [], "every placeholder was filled"
+    sections = ("What to ship", "The front", "Against other methods", "What it cost", "Which settings matter")
+    for part in (*sections, "What the models say", "All trials", "Provenance"):
         assert f"<h2>{part}</h2>" in page_text
     assert f"trial {made.recommended.trial_id}, weights {made.recommended.variant}" in page_text
     assert "d2e00b1d411a7bba6ab0b01b0792c6d2b39ffcac" in page_text
@@ -260,10 +259,18 @@ def opened(browser: Browser, path: Path) -> Iterator[Visit]:
     made.page.context.close()
 
 
+ALL_DRAWN = """[...document.querySelectorAll("[data-chart]")].every(
+    e => e.dataset.drawn && e.querySelector("svg, canvas"))"""
+WHERE = """([x, y]) => {
+    const view = views.get("front"), [left, top] = view.origin();
+    const box = document.querySelector("[data-chart=front] :is(svg, canvas)").getBoundingClientRect();
+    return [box.x + left + view.scale("x")(x), box.y + top + view.scale("y")(y)];
+}"""
+LABEL_FILL = "getComputedStyle(document.querySelector('[data-chart=progress] .role-axis-label text')).fill"
+
+
 def test_every_chart_is_drawn(opened: Visit, path: Path) -> None:
-    opened.page.wait_for_function(
-        "[...document.querySelectorAll('[data-chart]')].every(e => e.dataset.drawn && e.querySelector('svg, canvas'))"
-    )
+    opened.page.wait_for_function(ALL_DRAWN)
     assert opened.page.locator("[data-chart]").count() >= 9
     opened.page.screenshot(path=path.with_suffix(".png"), full_page=True)
     picture = Image.open(path.with_suffix(".png"))
@@ -273,17 +280,8 @@ def test_every_chart_is_drawn(opened: Visit, path: Path) -> None:
 
 def test_hovering_shows_the_setting_and_the_command(opened: Visit, made: Front) -> None:
     page, chosen = opened.page, made.recommended
-    page.locator(
-        "[data-chart=front] .mark-symbol.role-mark path[aria-label*='recommended'], [data-chart=front] .role-mark"
-    )
-    box = page.evaluate(
-        """([x, y]) => {
-          const view = views.get("front"), [left, top] = view.origin(), padding = view.padding();
-          const canvas = document.querySelector("[data-chart=front] svg, [data-chart=front] canvas").getBoundingClientRect();
-          return [canvas.x + left + view.scale("x")(x), canvas.y + top + view.scale("y")(y)];
-        }""",
-        [chosen.retention, chosen.robustness],
-    )
+    page.locator("[data-chart=front]").scroll_into_view_if_needed()
+    box = page.evaluate(WHERE, [chosen.retention, chosen.robustness])
     page.mouse.move(*box)
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
@@ -310,9 +308,8 @@ def test_the_keyboard_reaches_every_point(opened: Visit, made: Front) -> None:
 def test_clicking_a_point_shows_it(opened: Visit, made: Front) -> None:
     page = opened.page
     other = next(p for p in made.front if p is not made.recommended and p is not made.reference)
-    page.evaluate(
-        "key => views.get('front').signal('picked') && pick(key)", f"{other.trial_id} {other.variant}"
-    )
+    page.locator("[data-chart=front]").scroll_into_view_if_needed()
+    page.mouse.click(*page.evaluate(WHERE, [other.retention, other.robustness]))
     assert page.locator("#details h3").inner_text() == f"{other.trial_id}, {other.variant}"
     assert f"{other.robustness:.3f}" in page.locator("#details table").inner_text()
 
@@ -353,22 +350,18 @@ def test_the_table_is_filtered_and_sorted(opened: Visit, sweep: Sweep) -> None:
 def test_a_phone_and_the_night(browser: Browser, path: Path, scheme: str) -> None:
     phone = visit(browser, path, viewport={"width": 360, "height": 740}, color_scheme=scheme)
     page = phone.page
-    page.wait_for_function("[...document.querySelectorAll('[data-chart]')].every(e => e.dataset.drawn)")
+    page.wait_for_function(ALL_DRAWN)
     assert page.evaluate("document.documentElement.scrollWidth") == 360, "nothing hangs over the edge"
     background, ink = page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
     )
     assert (lightness(background) > lightness(ink)) == (scheme == "light")
     assert contrast(background, ink) > 7
-    fill = page.evaluate(
-        "getComputedStyle(document.querySelector('[data-chart=progress] .role-axis-label text')).fill"
-    )
-    assert contrast(background, fill) > 7, "charts, too"
+    assert contrast(background, page.evaluate(LABEL_FILL)) > 7, "charts, too"
     if scheme == "light":
+        day = page.evaluate(LABEL_FILL)
         page.emulate_media(color_scheme="dark")
-        page.wait_for_function(
-            "!getComputedStyle(document.querySelector('[data-chart=progress] .role-axis-label text')).fill.includes('34')"
-        )
+        page.wait_for_function(f"{LABEL_FILL} !== '{day}'")
     page.emulate_media(media="print", color_scheme="dark")
     assert lightness(page.evaluate("getComputedStyle(document.body).backgroundColor")) == 1
     assert not page.locator("nav").is_visible()
