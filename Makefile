@@ -28,7 +28,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 sweep: $(VENV)/installed
 	$(BIN)/python sweeps/typo_sweep.py $(SWEEP_FLAGS)
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev $(VENV)/browser
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
 lint: $(VENV)/installed-dev
@@ -75,3 +75,14 @@ $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 	@echo "installing clippo[$*] into $(VENV): once, some minutes (torch and ray are large)"
 	$(PIP_INSTALL) '.[$*]'
 	@touch $@ $(VENV)/installed
+
+# The report is tested in Chromium or Chrome. Root on Debian gets it; elsewhere those tests are skipped without.
+$(VENV)/browser: | $(BIN)/python
+	@for name in chromium-headless-shell chromium chromium-browser google-chrome chrome; do \
+		command -v $$name > $@ && exit 0; \
+	done; \
+	if test "$$(id -u)" = 0 && command -v apt-get > /dev/null; then \
+		echo "installing chromium-headless-shell for the tests of the report"; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium-headless-shell > /dev/null; \
+	fi; \
+	command -v chromium-headless-shell > $@ || echo "no Chromium: the report's tests in a browser are skipped"

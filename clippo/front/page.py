@@ -235,29 +235,29 @@ def gallery(examples: Sequence[Mapping[str, Any]]) -> str:
     """Attacked pictures with what the models said; nothing without pictures."""
     if not examples:
         return ""
-    names = {"reference": "untouched"}
-    figures = ""
+    figures, right = "", Counter[str]()
     for row in examples:
         picture = base64.b64encode(row["picture"]).decode()
         said = ""
         for model, answer in json.loads(row["predictions_json"]).items():
-            right = answer == row["label"]
-            kind = "right" if right else "fooled" if answer == row["attack_word"] else "wrong"
-            said += (
-                f"<li class='{kind}'><span>{escape(names.get(model, model).replace('_', '-'))}</span> "
-                f"{escape(answer)} <em>{kind}</em></li>"
-            )
-        alt_text = f"{row['label']} with the word {row['attack_word']} on it"
+            name = "untouched" if model == REFERENCE else model.replace("_", "-")
+            right[name] += answer == row["label"]
+            kinds = {row["label"]: "right", row["attack_word"]: "fooled"}
+            kind = kinds.get(answer, "wrong")
+            said += f"<li class='{kind}'><span>{escape(name)}</span> {escape(answer)} <em>{kind}</em></li>"
+        words = f"{row['label']} with the word {row['attack_word']} on it"
         figures += (
-            f"<figure><img loading='lazy' alt='{escape(alt_text)}' "
+            f"<figure><img loading='lazy' alt='{escape(words)}' "
             f"src='data:{_media_type(row['picture'])};base64,{picture}'>"
             f"<figcaption><b>{escape(row['label'])}</b>, word: {escape(row['attack_word'])}"
             f"<ul>{said}</ul></figcaption></figure>"
         )
+    score = ", ".join(f"{escape(name)} {n}" for name, n in right.items())
     return (
         "<section id='gallery'><h2>What the models say</h2><p>Attacked test pictures in the order in "
         "which they come, right and wrong alike: the true class, the word that is written on it, and each "
-        f"model's answer.</p><div class='gallery'>{figures}</div></section>"
+        f"model's answer. Right of {len(examples)}: {score}.</p>"
+        f"<div class='gallery'>{figures}</div></section>"
     )
 
 
@@ -289,12 +289,23 @@ def provenance(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     }
     items = ""
     for column, title in names.items():
-        values = sorted({str(r[column]) for r in rows if r.get(column) is not None})
+        values = sorted({_readable(str(r[column])) for r in rows if r.get(column) is not None})
         if values:
             items += f"<dt>{title}</dt><dd>{'<br>'.join(escape(v) for v in values)}</dd>"
     kept = {n: v for n, v in config.items() if n != "results"}
     text = escape(json.dumps(kept, indent=1, ensure_ascii=False))
     return f"<dl>{items}</dl><details><summary>configuration</summary><pre>{text}</pre></details>"
+
+
+def _readable(text: str) -> str:
+    """A value as it is read: versions in JSON become a list.
+
+    >>> _readable('{"torch": "2.14", "ray": "2.60"}'), _readable("bf16")
+    ('ray 2.60, torch 2.14', 'bf16')
+    """
+    if not text.startswith("{"):
+        return text
+    return ", ".join(f"{name} {version}" for name, version in sorted(json.loads(text).items()))
 
 
 def _prose(text: str) -> str:

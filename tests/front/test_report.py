@@ -154,6 +154,7 @@ def test_the_gallery_says_who_was_right(page_text: str) -> None:
     assert page_text.count("<li class='right'><span>recommended</span>") == 3
     assert page_text.count("<li class='fooled'><span>untouched</span> iron") == 3
     assert page_text.count("<li class='wrong'><span>cross-entropy</span> teapot") == 3
+    assert "Right of 3: untouched 0, recommended 3, cross-entropy 0." in page_text
 
 
 def test_without_pictures_there_is_no_gallery(sweep: Sweep, made: Front) -> None:
@@ -400,5 +401,7 @@ def test_it_opens_in_two_seconds(browser: Browser, tmp_path: Path, trials: int) 
         assert opened.complaints == []
         shown = len(trials_shown(opened.page))
         opened.page.context.close()
+        if min(took) < 2:
+            break
     assert min(took) < 2
     assert shown == min(50, trials + 2)
