@@ -143,7 +143,8 @@ def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
     with running_sweep(tmp_path, state.exists, *flags) as driver:
         os.killpg(driver.pid, signal.SIGKILL)
     store = ResultStore(str(tmp_path))
-    assert sorted(store.trials("killed")["trial_id"].to_pylist()) == ["00000", "reference"]
+    finished_before = sorted(store.trials("killed")["trial_id"].to_pylist())
+    assert finished_before == ["00000", "cross_entropy", "reference"]
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("trials/*/*.parquet")}
     kept = torch.load(state, weights_only=True)["reports"]
     assert 1 <= len(kept) < 6
@@ -152,7 +153,7 @@ def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before, "no finished trial is run or written twice"
     attempts = {t["trial_id"]: t["attempt"] for t in store.trials("killed").to_pylist()}
-    assert attempts == {"reference": 0, "00000": 0, "00001": 1}
+    assert attempts == {"reference": 0, "cross_entropy": 0, "00000": 0, "00001": 1}
     rows = [
         m for m in store.metrics("killed").to_pylist() if m["trial_id"] == "00001" and m["name"] == "eval_s"
     ]
@@ -180,7 +181,7 @@ def test_a_diverging_trial_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no trial of the sweep was completed" in done.stdout
     tuned = [t for t in ResultStore(str(results)).trials("nan").to_pylist() if t["trial_id"] != "reference"]
-    assert len(tuned) == 4
+    assert len(tuned) == 5, "four trials and plain fine-tuning"
     for t in tuned:
         assert t["status"] == "failed"
         assert "the loss became" in t["error"]
