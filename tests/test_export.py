@@ -128,7 +128,7 @@ def test_a_transform_is_folded_into_the_projections(
     ("trial", "settings", "complaint"),
     [
         ("99999", {}, "its trials are: 00000, 00001"),
-        ("00000", {"power": 1.0}, "no weights 't=1'; it has averaged, last and such as alpha=0.5"),
+        ("00000", {"power": 1.0}, "no weights 't=1'"),
         ("00000", {"variant": "best"}, "no weights 'best'"),
         ("00000", {"variant": "last", "alpha": 0.5}, "exclude each other"),
     ],

@@ -105,5 +105,5 @@ def weights_of(policy: Policy, saved: Mapping[str, Weights], variant: str) -> We
             return weights
     (example,) = policy.curve(policy.trainable_weights(), saved["averaged"], [0.5], [0.5])
     raise ConfigError(
-        f"the trial has no weights {variant!r}; it has {', '.join(saved)} and such as {example}"
+        f"the trial has no weights {variant!r}; it has {', '.join(sorted(saved))} and such as {example}"
     )
