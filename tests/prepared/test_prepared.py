@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from clippo.config import DataConfig, ModelConfig
-from clippo.errors import DataError
+from clippo.errors import ClippoError, DataError
 from clippo.model import ClipModel, policy_of
 from clippo.prepared import Location, PreparedSet, build, open_prepared, prepare
 from clippo.prepared.shard import Recipe, ShardBuilder
@@ -367,7 +367,7 @@ def test_a_part_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
     [("folder:/nowhere", "no such folder"), ("imagenet", "demo, folder"), ("demo:x", "no argument")],
 )
 def test_a_source_that_cannot_be_used(source: str, complaint: str, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=complaint):
+    with pytest.raises(ClippoError, match=complaint):
         prepared_in(tmp_path, DataConfig(source=source))
 
 
