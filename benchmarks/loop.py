@@ -107,10 +107,10 @@ class Both:
             self._settings, self._config, report=reports.append, checkpoints=NoCheckpoints(),
             device=self._device,
         )  # fmt: skip
-        first, both = (r["metrics"]["train_s"] for r in reports)
+        first, second = (r["metrics"]["train_s"] for r in reports)
         cold, warm = (r["metrics"]["data_s"] for r in reports)
-        self.waiting.append([cold / first, warm / (both - first)])
-        return both - first
+        self.waiting.append([cold / first, warm / second])
+        return second
 
     def bare(self) -> float:
         """Seconds of the second epoch of bare steps."""

@@ -60,7 +60,7 @@ class TrialRows:
         """
         # Earlier attempts count too: the reports of a resumed trial go back to its first epoch.
         spent = [r["metrics"] for r in reports if r["metrics"]]
-        busy = spent[-1]["train_s"] + sum(m["eval_s"] for m in spent) if spent else 0.0
+        busy = sum(m["train_s"] + m["eval_s"] for m in spent)
         devices = max(1, self.config.workers) * (self.config.gpus_per_worker or 1.0)
         known = {n: settings.get(n) for n in SETTINGS}
         folder = checkpoint_folder(self.config.name, trial_id)

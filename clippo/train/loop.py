@@ -40,9 +40,9 @@ def fit(
 ) -> None:  # fmt: skip
     """Tunes a policy; resumes from its last checkpoint when there is one.
 
-    After every epoch ``report`` gets the epoch, the training metrics and the counts of the validation sets,
-    for the averaged weights; after the last one for all variants and the test sets too, and the tuned weights
-    are saved.
+    After every epoch ``report`` gets the epoch, its metrics and the counts of the validation sets, for the
+    averaged weights; after the last one for all variants and the test sets too, and the tuned weights are
+    saved. Seconds are those of the epoch: ``train_s``, of which ``data_s`` waiting for data, and ``eval_s``.
 
     Args:
         policy: holds the reference's weights; it is trained in place.
@@ -68,9 +68,8 @@ def fit(
     average = BetaAverage(reference, total_steps, config.average_beta)
 
     reports: list[dict[str, Any]] = []
-    spent = 0.0
     if (state := load_state(checkpoints)) is not None:
-        reports, spent = state["reports"], state["train_s"]
+        reports = state["reports"]
         for earlier in reports:  # whoever listened to them may be gone
             report(earlier)
         if len(reports) < settings.epochs:
@@ -97,7 +96,7 @@ def fit(
                 )
             sums += values
         means = (sums / steps_per_epoch).tolist()
-        spent += time.perf_counter() - began
+        spent = time.perf_counter() - began
 
         last = epoch + 1 == settings.epochs
         tuned = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
@@ -125,9 +124,9 @@ def fit(
         if rank == 0:
             if last:  # nothing is left to train, so the state need not hold what training needs
                 save_policy(checkpoints, variants)
-                save_state(checkpoints, {"reports": reports, "train_s": spent})
+                save_state(checkpoints, {"reports": reports})
             elif (epoch + 1) % config.epochs_between_checkpoints == 0:
-                state = {"reports": reports, "train_s": spent, "weights": tuned,
+                state = {"reports": reports, "weights": tuned,
                          "optimizer": step_of.state_dict(), "average": average.state_dict()}  # fmt: skip
                 save_state(checkpoints, state)
         report(reports[-1])

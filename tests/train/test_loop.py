@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,21 @@ def tuned_in(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 def test_reports_hold_counts_of_every_set(
     clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
 ) -> None:
+    began = time.perf_counter()
     reports = run(clip, small_set, frozen, tmp_path)
+    took = time.perf_counter() - began
     assert [r["epoch"] for r in reports] == [1, 2]
     assert [r["step"] for r in reports] == [10, 20]
-    first, last = ({(e["eval_set"], e["variant"]) for e in r["evals"]} for r in reports)
+    early, late = ({(e["eval_set"], e["variant"]) for e in r["evals"]} for r in reports)
     validation = {s.name for s in small_set.evaluation_of("validation")}
     everything = {s.name for s in small_set.evaluation}
-    assert first == {(name, "averaged") for name in validation}
-    assert last == {(name, v) for name in everything for v in ("averaged", "last")}
+    assert early == {(name, "averaged") for name in validation}
+    assert late == {(name, v) for name in everything for v in ("averaged", "last")}
     assert all(e["n_total"] == 24 and 0 <= e["n_correct"] <= 24 for r in reports for e in r["evals"])
-    assert reports[1]["metrics"]["preference_loss"] < reports[0]["metrics"]["preference_loss"] < 0.6931
+    first, second = metrics = [r["metrics"] for r in reports]
+    assert second["preference_loss"] < first["preference_loss"] < 0.6931
+    assert all(0 <= m["data_s"] < m["train_s"] for m in metrics)
+    assert sum(m["train_s"] + m["eval_s"] for m in metrics) < took, "each epoch has its own seconds"
 
 
 @pytest.mark.parametrize(
