@@ -36,7 +36,7 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         console.print(table, highlight=False)
         console.print()
     console.print("[italic]what must be there[/]")
-    for what, missing in _needs(config):
+    for what, missing in needs(config):
         console.print(f"{'missing' if missing else 'there':<8} {what}", soft_wrap=True, highlight=False)
         if missing:
             console.print(f"{'':<9}{missing}", soft_wrap=True, highlight=False, markup=False)
@@ -81,7 +81,7 @@ def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
     yield "a trial", f"at most {search.epochs[1]} epochs of {steps} steps over {pairs} pairs"
 
 
-def _needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
+def needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
     """Each thing, and what is wrong with it if anything is."""
     checks: list[tuple[str, Callable[[], object]]] = [
         (_model(config), lambda: check_name(config.model.name, config.model.pretrained)),

@@ -63,12 +63,7 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         ResourceError: more asked for than the cluster has.
     """
     config = named(absolute(config))
-    if config.task not in TASKS:
-        raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
-    for loss in config.search.losses:
-        resolve_loss(loss)
-    for name in config.search.baselines:
-        baseline(name, config.search, config.model.trainable)
+    check_settings(config)
     # What the store does not take while it is away waits on local disk.
     with SpooledStore(config.results, report=partial(_say, console, markup=False)) as store:
         store.check()
@@ -80,10 +75,24 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         )
         numbered = sum(i.isdigit() for i in finished)
         if numbered < config.search.trials or not {REFERENCE, *config.search.baselines} <= finished.keys():
-            with _ray(config):
+            with joined_ray(config):
                 check_resources(config)
                 _run(config, store, console, finished, resumed)
         return front_of(store, config.name)
+
+
+def check_settings(config: SweepConfig) -> None:
+    """Refuses names that nothing has; what a single field may be, the configuration itself checks.
+
+    Raises:
+        ConfigError: an unknown task, loss or baseline.
+    """
+    if config.task not in TASKS:
+        raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
+    for loss in config.search.losses:
+        resolve_loss(loss)
+    for name in config.search.baselines:
+        baseline(name, config.search, config.model.trainable)
 
 
 def _say(console: Console, line: str, *, markup: bool = True) -> None:
@@ -180,19 +189,25 @@ def _trial_resources(config: SweepConfig) -> dict[str, float]:
     return {"trial_driver": 1.0} if "trial_driver" in ray.cluster_resources() else {"cpu": DRIVER_CPU}
 
 
+def resources_of_a_trial(config: SweepConfig) -> dict[str, float]:
+    """What a trial and its workers need of the cluster that this process has joined."""
+    processes = max(1, config.workers)
+    wanted = {"CPU": float(processes), "GPU": processes * config.gpus_per_worker}
+    if config.workers:
+        own = _trial_resources(config)
+        wanted["CPU"] += own.get("cpu", 0.0)
+        wanted["trial_driver"] = own.get("trial_driver", 0.0)
+    return wanted
+
+
 def check_resources(config: SweepConfig) -> None:
     """Refuses more trials at once than the cluster can run.
 
     Raises:
         ResourceError: with the arithmetic.
     """
-    have, at_once, processes = ray.cluster_resources(), config.search.concurrency, max(1, config.workers)
-    wanted = {"CPU": float(processes), "GPU": processes * config.gpus_per_worker}
-    if config.workers:
-        own = _trial_resources(config)
-        wanted["CPU"] += own.get("cpu", 0.0)
-        wanted["trial_driver"] = own.get("trial_driver", 0.0)
-    for kind, each in wanted.items():
+    have, at_once = ray.cluster_resources(), config.search.concurrency
+    for kind, each in resources_of_a_trial(config).items():
         if at_once * each > have.get(kind, 0.0) + 1e-9:
             raise ResourceError(
                 f"{at_once} trials at once x {each:g} {kind} are {at_once * each:g} {kind}, the cluster has "
@@ -280,7 +295,7 @@ def _preparing_workers(config: SweepConfig) -> int:
 
 
 @contextlib.contextmanager
-def _ray(config: SweepConfig) -> Iterator[None]:
+def joined_ray(config: SweepConfig) -> Iterator[None]:
     """Joins the cluster that this process belongs to, or starts Ray on this machine for the time."""
     if ray.is_initialized():
         yield
