@@ -1,0 +1,155 @@
+"""Early stopping for several objectives: asynchronous successive halving on non-dominated rank.
+
+Trials are compared at rungs, which are epochs. One that reaches a rung goes on if it is among the best of
+those that have come there so far; it never waits for others (ASHA, Li et al., arXiv 1810.05934). Who is best
+is a matter of fronts, and inside a front of spread (MO-ASHA, Schmucker et al., arXiv 2106.12639).
+
+Shapes: N trials at a rung or on a front, M objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clippo.errors import ConfigError
+from clippo.front import pareto_mask
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a rung made of a trial.
+
+    Attributes:
+        stop: whether the trial ends here.
+        rung: the epoch of the rung; None between rungs, where the numbers below are 0.
+        rank: non-dominated front of the trial among those at the rung; 0 is the best.
+        place: its place among them, the order inside its front included; 0 is the best.
+        of: trials at the rung, this one included.
+    """
+
+    stop: bool
+    rung: int | None = None
+    rank: int = 0
+    place: int = 0
+    of: int = 0
+
+
+class Halving:
+    """Decides which trials go on. It knows nothing of Ray, and the same calls give the same decisions.
+
+    At a rung where n trials have been recorded, the trial that arrives included, it goes on if it is one of
+    the best ceil(n / reduction_factor); while n is below ``reduction_factor`` all go on, since there is too
+    little to compare with. Objectives are maximised. Trials are ordered by front and, inside a front, by
+    ``epsilon_net``. One whose values are not finite is stopped and not recorded.
+
+    Args:
+        min_epochs: the first rung [epochs].
+        reduction_factor: each rung is this many times the one before, and about one in so many goes on.
+        max_epochs: rungs are below it; who gets here has finished [epochs].
+
+    Raises:
+        ConfigError: if a number is too small.
+
+    >>> halving = Halving(min_epochs=1, reduction_factor=2, max_epochs=8)
+    >>> halving.rungs
+    (1, 2, 4)
+    >>> halving.decide("a", 1, [0.5, 0.9]).stop
+    False
+    >>> halving.decide("b", 1, [0.4, 0.8])
+    Decision(stop=True, rung=1, rank=1, place=1, of=2)
+    """
+
+    def __init__(self, *, min_epochs: int, reduction_factor: int, max_epochs: int) -> None:
+        bounds = {"min_epochs": (min_epochs, 1), "reduction_factor": (reduction_factor, 2)}
+        for name, (value, least) in (bounds | {"max_epochs": (max_epochs, 1)}).items():
+            if value < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        self._factor = reduction_factor
+        rungs = []
+        while min_epochs < max_epochs:
+            rungs.append(min_epochs)
+            min_epochs *= reduction_factor
+        self.rungs = tuple(rungs)
+        self._values: dict[int, dict[str, list[float]]] = {rung: {} for rung in rungs}
+        self._decisions: dict[int, dict[str, Decision]] = {rung: {} for rung in rungs}
+
+    def record(self, trial_id: str, epoch: int, values: Sequence[float]) -> None:
+        """Lets later trials be compared with one of an earlier run. Between rungs it does nothing."""
+        if epoch in self.rungs and np.isfinite(values).all():
+            self._values[epoch].setdefault(trial_id, [float(v) for v in values])
+
+    def decide(self, trial_id: str, epoch: int, values: Sequence[float]) -> Decision:
+        """Whether a trial goes on after this epoch; asked again at a rung, it gets the same answer."""
+        finite = bool(np.isfinite(values).all())
+        if epoch not in self.rungs:
+            return Decision(stop=not finite)
+        decided = self._decisions[epoch]
+        if trial_id not in decided:
+            self.record(trial_id, epoch, values)
+            decided[trial_id] = self._compare(trial_id, epoch)
+        return decided[trial_id]
+
+    def counts(self) -> dict[int, tuple[int, int]]:
+        """How many trials each rung has recorded, and how many it has stopped."""
+        return {
+            r: (len(v), sum(d.stop for d in self._decisions[r].values())) for r, v in self._values.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All that was recorded and decided, as plain data (JSON takes it)."""
+        return {
+            "values": [[r, i, v] for r, by_id in self._values.items() for i, v in by_id.items()],
+            "decisions": [[i, asdict(d)] for by_id in self._decisions.values() for i, d in by_id.items()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a ``state``, in place of what was recorded here."""
+        for rung in self.rungs:
+            self._values[rung] = {i: list(v) for r, i, v in state["values"] if r == rung}
+            self._decisions[rung] = {i: Decision(**d) for i, d in state["decisions"] if d["rung"] == rung}
+
+    def _compare(self, trial_id: str, rung: int) -> Decision:
+        recorded = self._values[rung]
+        mine = list(recorded).index(trial_id) if trial_id in recorded else None
+        values_NM = np.array(list(recorded.values()))
+        rest, rank = np.arange(len(recorded)), 0
+        while len(rest):
+            on_front = pareto_mask(values_NM[rest])
+            front, rest = rest[on_front], rest[~on_front]
+            if mine in front:
+                before = len(recorded) - len(rest) - len(front)
+                place = before + front[epsilon_net(values_NM[front])].tolist().index(mine)
+                keep = -(-len(recorded) // self._factor)
+                stop = len(recorded) >= self._factor and place >= keep
+                return Decision(stop, rung, rank, place, len(recorded))
+            rank += 1
+        return Decision(True, rung, rank, len(recorded), len(recorded) + 1)  # not finite: behind all others
+
+
+def epsilon_net(points: ArrayLike) -> NDArray[np.intp]:
+    """The order in which points cover their front best: any first few of them lie evenly over it.
+
+    It starts with the best compromise, the largest sum of the objectives, and goes on with the point that is
+    farthest from all before it: in two objectives first the two ends, then the middle of the widest gap.
+    Each objective is scaled to its range among the points. Ties go to whoever comes first in ``points``.
+
+    Takes ``points`` (N, M), maximised and finite; returns an order (N,).
+
+    >>> epsilon_net([[0, 10], [1, 9], [6, 6], [10, 0]]).tolist()
+    [2, 3, 0, 1]
+    """
+    points_NM = np.asarray(points, dtype=np.float64)
+    low_M, high_M = points_NM.min(axis=0), points_NM.max(axis=0)
+    scaled_NM = (points_NM - low_M) / np.where(high_M > low_M, high_M - low_M, 1.0)
+    order = [int(np.argmax(scaled_NM.sum(axis=1)))]
+    distance_N = np.full(len(points_NM), np.inf)
+    while len(order) < len(points_NM):
+        distance_N = np.minimum(distance_N, np.linalg.norm(scaled_NM - scaled_NM[order[-1]], axis=1))
+        distance_N[order[-1]] = -1.0  # or an equal point could be taken twice
+        order.append(int(np.argmax(distance_N)))
+    return np.array(order)
