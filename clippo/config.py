@@ -160,15 +160,57 @@ class SearchConfig:
     baselines: tuple[str, ...] = ("cross_entropy",)
     """Trials besides the search, to compare with: cross_entropy is plain fine-tuning on the attacked pictures
     without a KL term, and its curve of interpolated weights is PAINT."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """How settings are proposed."""
+    sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "tpe"
+    """How settings are proposed: tree-structured Parzen estimators, evolution (nsga2, nsga3), Gaussian
+    processes, quasi-random or random points."""
+    objectives: tuple[str, ...] = ("robustness", "retention")
+    """What the search weighs against each other, two or three of: robustness, retention, accuracy:SET and
+    attack_success_rate:SET of any evaluation set (such as reading/held_out), device_s (seconds of device time
+    of a trial). The last two are minimised."""
+    min_retention: float = 0.0
+    """Retention below this counts as infeasible to the sampler, however robust; 0: no bound [share]."""
+    replicates: int = 1
+    """Trials of each setting, with a seed each; the sampler is told their mean [count]."""
+    halving: bool = False
+    """Stop trials early whose objectives after some epochs are not among the best (asynchronous successive
+    halving by non-dominated rank); useful from about 3 epochs on."""
+    min_epochs: int = 1
+    """With halving: epochs that every trial gets, the first rung [count]."""
+    reduction_factor: int = 3
+    """With halving: at each rung the best 1 / reduction_factor go on, to as many times the epochs."""
+    confirm: int = 2
+    """Settings of the front that are trained once more after the search, with a fresh seed and two workers
+    where there are two cores, since a search's own best numbers are optimistic [count]."""
+    warm_start: tuple[str, ...] = ()
+    """Earlier sweeps whose finished trials the sampler learns from: STORE or STORE/SWEEP."""
+    mirror: str = ""
+    """Optuna storage that shows the running sweep in optuna-dashboard: a database URL such as
+    sqlite:///sweeps.db, or journal:FILE."""
+    device_hours: float = 0.0
+    """Start no trial when all trials together have taken this [hours of device time]; 0: no bound."""
+    wall_hours: float = 0.0
+    """Start no trial after this time [hours]; 0: no bound."""
+    patience: int = 0
+    """Start no trial when the hypervolume has not grown for this many trials [count]; 0: no bound."""
     seed: int = 0
     """Seed of the sampler and of every trial."""
 
     def __post_init__(self) -> None:
-        _require(self.trials >= 1, "search.trials", self.trials, "at least 1")
-        _require(self.concurrency >= 1, "search.concurrency", self.concurrency, "at least 1")
         _require(len(self.losses) >= 1, "search.losses", self.losses, "at least one loss")
+        for name in ("trials", "concurrency", "replicates", "min_epochs"):
+            _require(getattr(self, name) >= 1, f"search.{name}", getattr(self, name), "at least 1")
+        for name in ("confirm", "device_hours", "wall_hours", "patience"):
+            _require(getattr(self, name) >= 0, f"search.{name}", getattr(self, name), "at least 0")
+        _require(self.reduction_factor >= 2, "search.reduction_factor", self.reduction_factor, "at least 2")
+        _require(
+            0 <= self.min_retention <= 1, "search.min_retention", self.min_retention, "a share in [0, 1]"
+        )
+        _require(
+            2 <= len(set(self.objectives)) == len(self.objectives) <= 3,
+            "search.objectives",
+            self.objectives,
+            "two or three different ones",
+        )
         ranges = ("beta_dpo", "beta_ipo", "beta_kto", "kl_weight", "learning_rate", "orthogonality", "epochs")
         for name in ranges:
             low, high = getattr(self, name)

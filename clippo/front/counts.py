@@ -29,6 +29,8 @@ from clippo.front.uncertainty import (
 
 REFERENCE = "reference"
 AVERAGED = "averaged"
+CONFIRM = "confirm-"
+"""Before the id of the trial whose settings were trained once more, after the search."""
 EVAL_COLUMNS = (
     "trial_id", "attempt", "epoch", "eval_set", "variant", "n_correct", "n_total", "n_fooled",
 )  # fmt: skip

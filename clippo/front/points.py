@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clippo.errors import ConfigError, StoreError
 from clippo.front.counts import (
     AVERAGED,
+    CONFIRM,
     EVAL_COLUMNS,
     REFERENCE,
     CountTable,
@@ -54,6 +56,8 @@ PREFERENCE = "preference optimisation"
 METHODS = (UNTOUCHED, TUNING, PAINT, PREFERENCE)
 
 Bounds = tuple[float, float]
+Measured = tuple[float, float, float]
+"""A number and the limits of its interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +72,13 @@ class Point:
         robustness, retention: on validation pictures; ``*_interval`` is the 90 % interval from the counts and
             the spread of the seeds, as far as that is known.
         probability: that the point is on the front, given that noise.
+        feasible: whether its retention is at least ``Front.min_retention``, as measured.
         chance: that its retention is at least ``Front.min_retention``, given that noise; None far off the
             front.
         group: points on the front of one group cannot be told apart; 0 off the front.
         test: the same on test pictures, with the attack success rate and the accuracy of each kind of set;
             ``test_intervals`` has their 90 % intervals.
+        confirmed: the same of the model that was trained once more with a fresh seed; empty where none was.
     """
 
     trial_id: str
@@ -86,11 +92,14 @@ class Point:
     retention: float
     retention_interval: Bounds
     on_front: bool
+    feasible: bool
     probability: float
     chance: float | None
     group: int
     test: dict[str, float]
     test_intervals: dict[str, Bounds]
+    confirmed: dict[str, float]
+    confirmed_intervals: dict[str, Bounds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +132,7 @@ class Front:
         comparisons: what each method offers on the same axes, the untouched model first.
         gain: the hypervolume that preference optimisation adds to the other methods, with its interval.
         device_s: what all trials together took, failed ones included.
+        stopped: trials that were stopped early; they offer no point.
         repeated: settings that were run with several seeds; 0: what another seed would give is not known.
         seed_sd: the standard deviation of robustness and retention between seeds.
     """
@@ -133,6 +143,7 @@ class Front:
     hypervolume_interval: Bounds
     completed: int
     failed: int
+    stopped: int
     min_retention: float
     recommended: Point
     alike: list[Point]
@@ -164,6 +175,7 @@ class Front:
             "sweep": self.sweep,
             "completed": self.completed,
             "failed": self.failed,
+            "stopped_early": self.stopped,
             "confidence": CONFIDENCE,
             "hypervolume": self.hypervolume,
             "hypervolume_interval": self.hypervolume_interval,
@@ -194,8 +206,11 @@ class Front:
         }
 
 
-def front_of(store: ResultStore, sweep: str, *, min_retention: float = MIN_RETENTION) -> Front:
+def front_of(store: ResultStore, sweep: str, *, min_retention: float | None = None) -> Front:
     """The front of what is in the store, also while the sweep still runs.
+
+    Args:
+        min_retention: what the recommended point must keep; None: what the sweep was bound to, or 0.98.
 
     Raises:
         StoreError: no such sweep, or nothing measured yet.
@@ -205,10 +220,11 @@ def front_of(store: ResultStore, sweep: str, *, min_retention: float = MIN_RETEN
     if config is None:
         known = ", ".join(store.sweeps()) or "none"
         raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {known}")
+    bound = config.get("search", {}).get("min_retention") or MIN_RETENTION
     return read_front(
         sweep, store.trials(sweep), store.evals(sweep, View(columns=EVAL_COLUMNS, dictionary=True)),
         robustness_sets=config["robustness_sets"], retention_sets=config["retention_sets"],
-        min_retention=min_retention,
+        min_retention=bound if min_retention is None else min_retention,
     )  # fmt: skip
 
 
@@ -232,7 +248,10 @@ def read_front(
             f"min_retention is {min_retention}; it must be above 0 and at most 1, which is all that the "
             "untouched model can do"
         )
-    counts = read_counts(sweep, trials, evals, robustness_sets=robustness_sets, retention_sets=retention_sets)
+    counts, fresh = (
+        read_counts(sweep, some, evals, robustness_sets=robustness_sets, retention_sets=retention_sets)
+        for some in _searched_and_confirming(trials)
+    )
     validation, test = counts.split("validation"), counts.split("test")
     noise, repeated, seed_sd = _noise(counts)
     methods = _methods(counts)
@@ -246,7 +265,9 @@ def read_front(
 
     on_front = pareto_mask(evidence.measured_PM)
     chance = evidence.chance(min_retention)
-    points = _points(counts, evidence, noise, test, methods, on_front, chance)
+    feasible = evidence.measured_PM[:, 1] >= min_retention
+    again = _confirmed(fresh)
+    points = _points(counts, evidence, noise, test, methods, on_front, feasible, chance, again)
     total = evidence.volumes(everything)
     gain, gain_interval = total.above(evidence.volumes(others))
     chosen = _most_robust(evidence.measured_PM, on_front, chance)
@@ -269,7 +290,7 @@ def read_front(
     statuses = [
         s
         for i, s in zip(*(trials[n].to_pylist() for n in ("trial_id", "status")), strict=True)
-        if i != REFERENCE
+        if i != REFERENCE and not i.startswith(CONFIRM)
     ]
     return Front(
         sweep=sweep,
@@ -278,6 +299,7 @@ def read_front(
         hypervolume_interval=total.interval,
         completed=statuses.count("completed"),
         failed=statuses.count("failed"),
+        stopped=statuses.count("stopped_early"),
         min_retention=min_retention,
         recommended=points[chosen],
         alike=_by_retention(points[i] for i in evidence.alike(chosen)),
@@ -372,23 +394,14 @@ def _points(
     test: SplitCounts,
     methods: NDArray[np.int64],
     on_front: Mask,
+    feasible: Mask,
     chance: Array,
+    confirmed: Mapping[tuple[str, str], Mapping[str, Measured]],
 ) -> list[Point]:
     """All points, in the order of the counts."""
-    numbers = {
-        name: (correct / total, *wilson_interval(np.nan_to_num(correct), np.nan_to_num(total)))
-        for name, (correct, total) in counts.numbers("test").items()
-    }
-    low, high = interval_of(test, noise)
-    for m, name in enumerate(("robustness", "retention")):
-        numbers[name] = test.objectives()[:, m], low[:, m], high[:, m]
-    names = list(numbers)
-    measured = [list(zip(*(a.tolist() for a in n), strict=True)) for n in numbers.values()]
-    tested = [
-        {n: x for n, x in zip(names, of_point, strict=True) if not math.isnan(x[0])}
-        for of_point in zip(*measured, strict=True)
-    ]
+    tested = _tested(counts, test, interval_of(test, noise))
     owners = [counts.settings[owner] for owner in counts.owner_P]
+    again = [confirmed.get((o.trial_id, v), {}) for o, v in zip(owners, counts.variant_P, strict=True)]
     values, lows, highs = (a.tolist() for a in (evidence.measured_PM, evidence.low_PM, evidence.high_PM))
     probability, groups = evidence.probability().tolist(), _groups(evidence, on_front).tolist()
     return [
@@ -404,14 +417,49 @@ def _points(
             retention=values[i][1],
             retention_interval=(lows[i][1], highs[i][1]),
             on_front=bool(on_front[i]),
+            feasible=bool(feasible[i]),
             probability=probability[i],
             chance=None if np.isnan(chance[i]) else float(chance[i]),
             group=groups[i],
             test={n: x for n, (x, _, _) in tested[i].items()},
             test_intervals={n: (a, b) for n, (_, a, b) in tested[i].items()},
+            confirmed={n: x for n, (x, _, _) in again[i].items()},
+            confirmed_intervals={n: (a, b) for n, (_, a, b) in again[i].items()},
         )
         for i in range(len(owners))
     ]
+
+
+def _tested(counts: CountTable, test: SplitCounts, limits: tuple[Array, Array]) -> list[dict[str, Measured]]:
+    """What was measured on test pictures, of each point: value and interval of each number."""
+    numbers = {
+        name: (correct / total, *wilson_interval(np.nan_to_num(correct), np.nan_to_num(total)))
+        for name, (correct, total) in counts.numbers("test").items()
+    }
+    low, high = limits
+    for m, name in enumerate(("robustness", "retention")):
+        numbers[name] = test.objectives()[:, m], low[:, m], high[:, m]
+    measured = [list(zip(*(a.tolist() for a in n), strict=True)) for n in numbers.values()]
+    return [
+        {n: x for n, x in zip(numbers, of_point, strict=True) if not math.isnan(x[0])}
+        for of_point in zip(*measured, strict=True)
+    ]
+
+
+def _searched_and_confirming(trials: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The trials of the search, and those that confirm; both with the untouched model."""
+    confirming = pc.starts_with(trials["trial_id"], CONFIRM)
+    untouched = pc.equal(trials["trial_id"], REFERENCE)
+    return trials.filter(pc.invert(confirming)), trials.filter(pc.or_(confirming, untouched))
+
+
+def _confirmed(counts: CountTable) -> dict[tuple[str, str], dict[str, Measured]]:
+    """What the confirming trials measured on test pictures, by the trial they confirm and the variant."""
+    test = counts.split("test")
+    low, high = (np.stack(limits, axis=1) for limits in zip(*test.intervals(), strict=True))
+    owners = [counts.settings[o].trial_id.removeprefix(CONFIRM) for o in counts.owner_P]
+    keys = zip(owners, counts.variant_P, strict=True)
+    return dict(zip(keys, _tested(counts, test, (low, high)), strict=True))
 
 
 def _by_retention(points: Iterable[Point]) -> list[Point]:

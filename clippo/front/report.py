@@ -20,7 +20,7 @@ from clippo.errors import ConfigError
 from clippo.front import page
 from clippo.front.charts import progress_chart, selected, slice_charts
 from clippo.front.plot import COLOURS, INK, front_chart, key_of, styled, write_file
-from clippo.front.points import MIN_RETENTION, Front, Point, front_of
+from clippo.front.points import Front, Point, front_of
 from clippo.results import ResultStore
 
 MIN_IMPORTANCE_TRIALS = 12
@@ -33,12 +33,13 @@ def write_report(
     sweep: str,
     path: Path,
     *,
-    min_retention: float = MIN_RETENTION,
+    min_retention: float | None = None,
     store_name: str = "STORE",
 ) -> None:
     """Writes the report of a sweep, also while it still runs.
 
     Args:
+        min_retention: as of `front_of`.
         store_name: how the commands in it call the store.
 
     Raises:

@@ -30,25 +30,29 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
     for point in shown:
         table.add_row(*_cells(point, front))
     console.print(table)
+    stopped = f"{front.stopped} stopped early, " if front.stopped else ""
     left_out = f", {len(wanted) - len(shown)} of them not shown (--all)" if len(shown) < len(wanted) else ""
     lines = [
         f"{len(front.front)} of {len(front.points)} points are on the front{left_out}; {front.completed} "
-        f"trials completed, {front.failed} failed.",
+        f"trials completed, {stopped}{front.failed} failed.",
         "",
         f"Recommended (R): {recommendation(front)}",
         f"Knee (K): {knee(front)}",
         "",
     ]
     console.print("\n".join(lines), highlight=False)
+    if any(p.confirmed for p in front.points):
+        console.print(_confirmation(front))
     console.print(_comparison(front))
     console.print("\n".join([_gain(front), _seeds(front), "", NOTES]), highlight=False)
 
 
 NOTES = (
     "Below a number: its 90 % interval. p: probability of being on the front; =: points of one number cannot "
-    "be told apart. Robustness and retention are of validation pictures, which steered the search; test: "
-    "pictures, lettering and drawings that neither tuning nor search saw. fooled: read as the written word; "
-    "read: accuracy of reading a lone word; cost: device time of the trial."
+    "be told apart; <: keeps less than --min-retention. Robustness and retention are of validation pictures, "
+    "which steered the search; test: pictures, lettering and drawings that neither tuning nor search saw; "
+    "fresh: the same of a model trained once more with another seed, since the best of a search is too good. "
+    "fooled: read as the written word; read: accuracy of reading a lone word; cost: device time of the trial."
 )
 
 
@@ -84,6 +88,7 @@ def _table(title: str | None, titles: Iterable[str], left: int) -> Table:
 
 def _cells(point: Point, front: Front) -> list[str]:
     marks = [m for m, p in (("R", front.recommended), ("K", front.knee)) if point is p]
+    marks += [] if point.feasible else ["<"]
     untouched = point.trial_id == REFERENCE
     names = ("robustness", "retention", "attack_success_rate", "reading_accuracy")
     return [
@@ -128,6 +133,23 @@ def _comparison(front: Front) -> Table:
             *([cells[i] for i in (3, 4, 6, 7)] if tuned or own else [""] * 4),
             f"{_share(c.hypervolume)}\n{shown_interval(c.hypervolume_interval)}",
         )
+    return table
+
+
+def _confirmation(front: Front) -> Table:
+    """What the search says of some points, and what a model trained once more says."""
+    titles = (
+        "confirmed with\na fresh seed", "weights", "robust-\nness", "reten-\ntion", "test\nrob.",
+        "test\nret.", "fresh\nrob.", "fresh\nret.",
+    )  # fmt: skip
+    table = _table(None, titles, left=2)
+    for point in [p for p in front.points if p.confirmed and p.on_front][:ROWS]:
+        again = [
+            f"{_share(point.confirmed[n])}\n{shown_interval(point.confirmed_intervals[n])}"
+            for n in ("robustness", "retention")
+        ]
+        cells = _cells(point, front)
+        table.add_row(point.trial_id, point.variant, *(cells[i] for i in (3, 4, 6, 7)), *again)
     return table
 
 

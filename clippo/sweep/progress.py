@@ -51,16 +51,18 @@ class ProgressView:
     ) -> None:
         self._live.stop()
 
-    def resumed(self, points: list[list[float]], failed: int) -> None:
+    def resumed(self, points: Sequence[Sequence[float]], failed: int) -> None:
         """Takes in the trials that earlier runs finished."""
-        self._points += points
+        self._points += map(list, points)
         self._done, self._failed = len(points), failed
         self._bar.update(self._task, completed=self._done + self._failed)
 
     def started(self) -> None:
         self._running += 1
 
-    def finished(self, name: str, settings: str, point: Sequence[float] | None, failure: str = "") -> None:
+    def finished(
+        self, name: str, settings: str, point: Sequence[float] | None, failure: str = "", note: str = ""
+    ) -> None:
         """One trial more; ``point`` is None when it failed."""
         self._running -= 1
         self._new += 1
@@ -74,7 +76,7 @@ class ProgressView:
         outcome = (
             f"[red]failed[/]: {failure}"
             if point is None
-            else f"robustness {point[0]:.3f}  retention {point[1]:.3f}"
+            else f"robustness {point[0]:.3f}  retention {point[1]:.3f}" + (note and f"  {note}")
         )
         line = f"{finished:>4}/{self._total}  {name}  {settings}  {outcome}"
         if not self._console.is_terminal:  # a log has no live view

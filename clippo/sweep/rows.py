@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 
 from clippo.config import SweepConfig
 from clippo.evaluate import Counts, objectives
-from clippo.front.points import REFERENCE
+from clippo.evaluate.objectives import COST, share_of
+from clippo.front.counts import EVAL_COLUMNS, REFERENCE
 from clippo.prepared import PreparedSet
-from clippo.results import ResultStore
+from clippo.results import ResultStore, View
 from clippo.results.checkpoints import checkpoint_folder
+from clippo.sweep.search import Outcome
 from clippo.train.checkpoint import POLICY
 
 SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "orthogonality", "seed")
@@ -26,6 +28,48 @@ SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "orthogonali
 
 SELECTED = "averaged"
 """The variant whose objectives steer the search, as in the published procedure."""
+
+
+class Scorer:
+    """What the trials of a sweep reached, from their counts."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self._config = config
+
+    def numbers(
+        self, counts: Sequence[Counts], reference: Sequence[Counts], device_s: float = 0.0
+    ) -> dict[str, float]:
+        """Robustness, retention and the objectives of a trial by name, on validation pictures.
+
+        Raises:
+            ConfigError: an objective that is none, or that is measured on no validation set.
+        """
+        found = objectives(
+            counts, reference, split="validation",
+            robustness_sets=self._config.robustness_sets, retention_sets=self._config.retention_sets,
+        )  # fmt: skip
+        found[COST] = device_s
+        wanted = [o for o in self._config.search.objectives if o not in found]
+        return found | {o: share_of(o, counts, split="validation") for o in wanted}
+
+    def of_report(self, report: Mapping[str, Any], reference: Sequence[Counts]) -> dict[str, float] | None:
+        """The same of a report, for the variant that steers the search; None where it has no counts."""
+        if "evals" not in report:
+            return None
+        counts = [Counts(**e) for e in report["evals"] if e["variant"] == SELECTED]
+        return self.numbers(counts, reference, device_s(report, self._config))
+
+    def outcome(self, trial: FinishedTrial, reference: Sequence[Counts]) -> Outcome:
+        """How a trial of the store ended."""
+        if not trial.counts:
+            return Outcome(None, reason=trial.error or "no counts")
+        numbers = self.numbers(trial.counts, reference, trial.device_s)
+        return Outcome(numbers, stopped=trial.status == "stopped_early")
+
+
+def device_s(report: Mapping[str, Any], config: SweepConfig) -> float:
+    """Device time of a trial up to a report [s]."""
+    return float(report["busy_s"]) * max(1, config.workers) * (config.gpus_per_worker or 1.0)
 
 
 class TrialRows:
@@ -39,36 +83,25 @@ class TrialRows:
             "prepared_digest": prepared.digest,
         }
 
-    def score(self, counts: list[Counts], reference: list[Counts]) -> list[float]:
-        """Robustness and retention on validation pictures."""
-        found = objectives(
-            counts, reference, split="validation",
-            robustness_sets=self.config.robustness_sets, retention_sets=self.config.retention_sets,
-        )  # fmt: skip
-        return [found["robustness"], found["retention"]]
-
     def write(
         self, trial_id: str, attempt: int, settings: Mapping[str, Any], reports: list[dict[str, Any]], *,
-        began: float, failure: str | None = None, preemptions: int = 0,
+        began: float, failure: str | None = None, stopped: bool = False, preemptions: int = 0,
     ) -> None:  # fmt: skip
         """Keeps one finished trial; writing it again changes nothing.
 
         Args:
             began: when it was started [seconds since the epoch].
             failure: why it failed, None if it did not.
+            stopped: whether the scheduler stopped it early.
             preemptions: how often it was restarted.
         """
-        # Earlier attempts count too: the reports of a resumed trial go back to its first epoch.
-        spent = [r["metrics"] for r in reports if r["metrics"]]
-        busy = sum(m["train_s"] + m["eval_s"] for m in spent)
-        devices = max(1, self.config.workers) * (self.config.gpus_per_worker or 1.0)
         known = {n: settings.get(n) for n in SETTINGS}
         folder = checkpoint_folder(self.config.name, trial_id)
-        tuned = trial_id != REFERENCE and failure is None
+        tuned = trial_id != REFERENCE and failure is None and not stopped
         trial = {
             **known,
             **self._provenance,
-            "status": "failed" if failure else "completed",
+            "status": "failed" if failure else "stopped_early" if stopped else "completed",
             "error": failure,
             "started_at": datetime.fromtimestamp(began, timezone.utc),
             "finished_at": datetime.now(timezone.utc),
@@ -79,7 +112,7 @@ class TrialRows:
             "precision": reports[-1]["precision"] if reports else self.config.train.precision,
             "params_json": json.dumps({n: v for n, v in settings.items() if n not in known}),
             "wall_s": time.time() - began,
-            "device_s": busy * devices,
+            "device_s": device_s(reports[-1], self.config) if reports else 0.0,
             "device_type": "gpu" if self.config.gpus_per_worker else "cpu",
             "preemptions": preemptions,
             "checkpoint_uri": self.store.uri_of(f"{folder}/{POLICY}") if tuned else None,
@@ -96,26 +129,40 @@ class TrialRows:
 
 @dataclass(frozen=True)
 class FinishedTrial:
-    """A trial that the store holds; ``counts`` are those that steer the search, none if it failed."""
+    """A trial that the store holds.
+
+    Attributes:
+        by_epoch: the counts that steer the search; none if it failed.
+    """
 
     settings: dict[str, Any]
-    counts: list[Counts]
+    by_epoch: dict[int, list[Counts]]
+    status: str
+    error: str | None
+    device_s: float
+    finished_at: datetime
     prepared_digest: str
+
+    @property
+    def counts(self) -> list[Counts]:
+        """Those of its last epoch."""
+        return self.by_epoch[max(self.by_epoch)] if self.by_epoch else []
 
 
 def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
     """What a resumed sweep starts from, by trial id."""
     counts: dict[str, dict[int, list[Counts]]] = {}
-    for row in store.evals(sweep).to_pylist():
-        if row["variant"] in (SELECTED, REFERENCE):
-            measured = Counts(**{f.name: row[f.name] for f in fields(Counts)})
-            counts.setdefault(row["trial_id"], {}).setdefault(row["epoch"], []).append(measured)
+    wanted = View(columns=EVAL_COLUMNS, where={"variant": [SELECTED, REFERENCE]})
+    for row in store.evals(sweep, wanted).to_pylist():
+        measured = Counts(**{f.name: row[f.name] for f in fields(Counts)})
+        counts.setdefault(row["trial_id"], {}).setdefault(row["epoch"], []).append(measured)
     finished = {}
     for row in store.trials(sweep).to_pylist():
-        by_epoch = counts.get(row["trial_id"], {}) if row["status"] == "completed" else {}
-        settings = {n: row[n] for n in SETTINGS} | json.loads(row["params_json"] or "{}")
         finished[row["trial_id"]] = FinishedTrial(
-            settings, by_epoch[max(by_epoch)] if by_epoch else [], row["prepared_digest"]
+            settings={n: row[n] for n in SETTINGS} | json.loads(row["params_json"] or "{}"),
+            by_epoch=counts.get(row["trial_id"], {}) if row["status"] != "failed" else {},
+            device_s=row["device_s"] or 0.0,
+            **{n: row[n] for n in ("status", "error", "finished_at", "prepared_digest")},
         )
     return finished
 

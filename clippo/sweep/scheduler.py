@@ -9,12 +9,17 @@ Shapes: N trials at a rung or on a front, M objectives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 
 from clippo.errors import ConfigError
 from clippo.front import pareto_mask
@@ -129,6 +134,70 @@ class Halving:
                 return Decision(stop, rung, rank, place, len(recorded))
             rank += 1
         return Decision(True, rung, rank, len(recorded), len(recorded) + 1)  # not finite: behind all others
+
+
+class HalvingScheduler(FIFOScheduler):
+    """Stops the trials that a ``Halving`` does not let go on.
+
+    A trial's own last epoch is no rung: it has finished, and its learning rate with it, so it is neither
+    stopped there nor compared with others in the middle of theirs.
+
+    Args:
+        score: the objectives of a report, all to be maximised; None where they are not finite.
+        on_decision: called at each rung with our trial id, the epoch and the decision, before the report
+            reaches the callbacks of Tune; a restarted trial comes there again, with the same decision.
+
+    Attributes:
+        stopped: the decisions that stopped a trial, by Ray's own trial id. After a STOP, Tune calls
+            ``on_trial_result`` of its callbacks and then ``on_trial_complete`` of this scheduler, of the
+            searcher and of the callbacks, so that all of them find the trial here.
+    """
+
+    _supports_buffered_results = False  # or a trial would run past its rung before it is asked about
+
+    def __init__(
+        self,
+        halving: Halving,
+        score: Callable[[Mapping[str, Any]], Sequence[float] | None],
+        on_decision: Callable[[str, int, Decision], None] = lambda trial_id, epoch, decision: None,
+    ) -> None:
+        super().__init__()
+        self._halving, self._score, self._on_decision = halving, score, on_decision
+        self.stopped: dict[str, Decision] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Takes no metric, there being several; ``metric`` is then a name that Tune asks of no report."""
+        return not metric and not mode and bool(super().set_search_properties(None, None, **spec))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """STOP or CONTINUE. Baselines and confirmations, whose ids are no numbers, always go on."""
+        trial_id: str = trial.config["trial_id"]
+        # The report of a failure has no epoch. Tune's own count of reports starts anew after a restart.
+        epoch = result.get("epoch")
+        if epoch is None or not trial_id.isdigit() or epoch >= trial.config["settings"]["epochs"]:
+            return self.CONTINUE
+        decision = self._halving.decide(trial_id, epoch, self._score(result) or [math.nan])
+        if decision.stop or decision.rung:
+            self._on_decision(trial_id, epoch, decision)
+        if not decision.stop:
+            return self.CONTINUE
+        self.stopped[trial.trial_id] = decision
+        return self.STOP
+
+    def debug_string(self) -> str:
+        rungs = [
+            f"epoch {r}: {n} trials, {stopped} stopped" for r, (n, stopped) in self._halving.counts().items()
+        ]
+        return "; ".join(["Halving", *rungs])
+
+    def save(self, checkpoint_path: str) -> None:
+        stopped = {i: asdict(d) for i, d in self.stopped.items()}
+        Path(checkpoint_path).write_text(json.dumps({"halving": self._halving.state(), "stopped": stopped}))
+
+    def restore(self, checkpoint_path: str) -> None:
+        saved = json.loads(Path(checkpoint_path).read_text())
+        self._halving.restore(saved["halving"])
+        self.stopped = {i: Decision(**d) for i, d in saved["stopped"].items()}
 
 
 def epsilon_net(points: ArrayLike) -> NDArray[np.intp]:

@@ -1,84 +1,161 @@
 """Optuna as a Ray Tune searcher for several objectives.
 
-Ray's own OptunaSearch leaves a trial without a finite result RUNNING for ever, cannot take over finished
-trials, and merges studies of one name. This one is a thin layer over Optuna's ask-and-tell; its study lives
-in memory and is rebuilt from the result tables, which are the truth.
+Ray's own OptunaSearch leaves a trial without a finite result RUNNING for ever, tells trials that were stopped
+early COMPLETE, cannot take over finished trials, and merges studies of one name. This one is a thin layer
+over Optuna's ask-and-tell; its study lives in memory and is rebuilt from the result tables, which are the
+truth.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna import samplers
+from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from clippo.config import SearchConfig
-from clippo.sweep.space import baseline, distributions, draw, params_of
+from clippo.evaluate.objectives import is_maximised
+from clippo.sweep.space import distributions, draw, params_of
 from clippo.train.loop import FAILURE
 
-OBJECTIVES = ("robustness", "retention")
-Score = Callable[[Mapping[str, Any]], "list[float] | None"]
+Numbers = Mapping[str, float]
+"""What a trial reached, by name: the objectives, and retention."""
+
+Score = Callable[[Mapping[str, Any]], "Numbers | None"]
+"""The numbers of a trial's last report, None where it has none that are finite."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to start."""
+
+    trial_id: str
+    attempt: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        numbers: what it reached, at an early epoch if it was stopped; None if it failed.
+        stopped: whether the scheduler stopped it early.
+        reason: why it failed.
+    """
+
+    numbers: Numbers | None
+    stopped: bool = False
+    reason: str = "no finite objectives"
+
+
+@dataclass
+class _Setting:
+    """Settings that were drawn, and the trials that run them with one seed each."""
+
+    settings: dict[str, Any]
+    members: set[int]
+    trial: optuna.Trial | None = None  # None: the earlier trials are enough, Optuna need not be asked
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
 
 
 class Search(Searcher):
     """Proposes settings until ``search.trials`` trials have been started.
 
+    Trial ``n`` runs settings number ``n // replicates`` with the seed ``search.seed + n % replicates``.
+
     Args:
-        score: the objectives of a trial's last report, None where it has no finite ones.
+        score: what Optuna is told of a trial.
         trainable: what the policy trains; a transform has a setting more.
-        finished: ``settings`` and ``values`` (None: failed) of trials that earlier runs finished.
-        unfinished: ``trial_id``, ``attempt`` and ``settings`` of trials that were running when the driver
-            died; they are proposed first, as their next attempt.
-        baselines: trials that are only compared with; they come next, and the sampler does not know them.
-        next_number: number of the first new trial.
+        finished: settings and outcome of this sweep's trials that earlier runs finished, by number.
+        unfinished: trials that were running when the driver died; they are proposed first, as their next
+            attempt.
+        others: trials that are only compared with; they come next, and the sampler does not know them.
+        known: settings and outcome of trials of other sweeps; those outside of the ranges are left out.
+        exhausted: why no more trials are to be started, None while they are.
+        was_stopped: whether the scheduler stopped a trial, by Ray's id.
         on_start: called with trial id, attempt and settings before a trial is handed to Ray.
+        on_told: called with each trial that Optuna has been told.
     """
 
     def __init__(
         self, search: SearchConfig, score: Score, *, trainable: str = "image",
-        finished: Sequence[Mapping[str, Any]] = (), unfinished: Sequence[Mapping[str, Any]] = (),
-        baselines: Sequence[str] = (), next_number: int = 0,
+        finished: Mapping[int, tuple[Mapping[str, Any], Outcome]] | None = None,
+        unfinished: Sequence[Proposal] = (), others: Sequence[Proposal] = (),
+        known: Sequence[tuple[Mapping[str, Any], Outcome]] = (),
+        exhausted: Callable[[], str | None] = lambda: None,
+        was_stopped: Callable[[str], bool] = lambda trial_id: False,
         on_start: Callable[[str, int, dict[str, Any]], None] = lambda trial_id, attempt, settings: None,
+        on_told: Callable[[optuna.trial.FrozenTrial], None] = lambda trial: None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self._score, self._trainable = search, score, trainable
+        self._exhausted, self._was_stopped = exhausted, was_stopped
+        self._on_start, self._on_told = on_start, on_told
+        finished = finished or {}
+        again = [Proposal(p.trial_id, p.attempt + 1, dict(p.settings)) for p in unfinished]
+        begun = {n: dict(settings) for n, (settings, _) in finished.items()}
+        begun |= {int(p.trial_id): p.settings for p in again if p.trial_id.isdigit()}
+        self._next_number = max(begun, default=-1) + 1
         self.study = optuna.create_study(
-            directions=["maximize"] * len(OBJECTIVES), sampler=_sampler(search, next_number)
+            directions=["maximize" if is_maximised(o) else "minimize" for o in search.objectives],
+            sampler=_sampler(search, self._next_number),
         )
-        for trial in finished:
-            self._add(trial["settings"], trial["values"])
-        self._unfinished, self._baselines = list(unfinished), list(baselines)
-        self._next_number = next_number
-        self._on_start = on_start
-        self._asked: dict[str, optuna.Trial] = {}  # baselines are not among them
+        for settings, outcome in known:
+            self._add(_Setting(dict(settings), {0}, outcomes={0: outcome}))
+        self._settings: dict[int, _Setting] = {}
+        self._running: dict[str, int] = {}  # Ray's id to our number
+        for number in sorted({n // search.replicates for n in begun}):
+            members = self._members(number)
+            settings = next(s for n, s in begun.items() if n in members)
+            setting = _Setting({k: v for k, v in settings.items() if k != "seed"}, members)
+            setting.outcomes = {n: finished[n][1] for n in members & finished.keys()}
+            if setting.outcomes.keys() == members:
+                self._add(setting)
+            else:
+                self._ask(setting)
+                again += [self._proposal(n, setting) for n in sorted(members - begun.keys())]
+                self._next_number = max(self._next_number, *(n + 1 for n in members))
+            self._settings[number] = setting
+        self._queue = [*again, *others]
+
+    @property
+    def started(self) -> int:
+        """Trials of the search that have been started, those of earlier runs included."""
+        return self._next_number
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # or FINISHED
         """The next trial's id, attempt and settings; ``trial_id`` is Ray's own, which no resume keeps."""
-        if self._unfinished:
-            again = self._unfinished.pop(0)
-            name, attempt, settings = again["trial_id"], again["attempt"] + 1, dict(again["settings"])
-            if name.isdigit():
-                self.study.enqueue_trial(params_of(settings))
-                self._asked[trial_id] = self.study.ask()
-                draw(self._asked[trial_id], self.config, self._trainable)
-        elif self._baselines:
-            name, attempt = self._baselines.pop(0), 0
-            settings = baseline(name, self.config, self._trainable) | {"seed": self.config.seed}
+        if self._queue:
+            proposal = self._queue.pop(0)
         elif self._next_number < self.config.trials:
-            self._asked[trial_id] = self.study.ask()
-            settings = draw(self._asked[trial_id], self.config, self._trainable) | {"seed": self.config.seed}
-            name, attempt = f"{self._next_number:05d}", 0
+            number, replicate = divmod(self._next_number, self.config.replicates)
+            if replicate == 0:
+                if self._exhausted():
+                    return Searcher.FINISHED
+                self._settings[number] = _Setting({}, self._members(number))
+                self._ask(self._settings[number])
+            proposal = self._proposal(self._next_number, self._settings[number])
             self._next_number += 1
         else:
             return Searcher.FINISHED
-        self._on_start(name, attempt, settings)
-        return {"trial_id": name, "attempt": attempt, "settings": settings}
+        if proposal.trial_id.isdigit():
+            self._running[trial_id] = int(proposal.trial_id)
+        self._on_start(proposal.trial_id, proposal.attempt, proposal.settings)
+        return {
+            "trial_id": proposal.trial_id,
+            "attempt": proposal.attempt,
+            "settings": proposal.settings,
+        }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         pass
@@ -86,16 +163,16 @@ class Search(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells Optuna the objectives, or FAIL where there are none."""
-        trial = self._asked.pop(trial_id, None)
-        if trial is None:
+        """Tells Optuna what a setting reached, once all of its trials have ended."""
+        number = self._running.pop(trial_id, None)
+        if number is None:
             return
-        values = None if error else self._score(result or {})
-        if values is None:
-            trial.set_user_attr(FAILURE, str((result or {}).get(FAILURE, "no finite objectives")))
-            self.study.tell(trial, state=TrialState.FAIL)
-        else:
-            self.study.tell(trial, values)
+        numbers = None if error else self._score(result or {})
+        reason = str((result or {}).get(FAILURE, "no finite objectives"))
+        setting = self._settings[number // self.config.replicates]
+        setting.outcomes[number] = Outcome(numbers, self._was_stopped(trial_id), reason)
+        if setting.outcomes.keys() == setting.members:
+            self._tell(setting)
 
     def save(self, checkpoint_path: str) -> None:
         # Ray asks for it; a resume reads the result tables and not this.
@@ -104,25 +181,94 @@ class Search(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep is resumed from its result tables")
 
-    def _add(self, settings: Mapping[str, Any], values: Sequence[float] | None) -> None:
-        params = params_of(settings)
-        space = distributions(self.config, settings["loss"], self._trainable)
-        state = TrialState.FAIL if values is None else TrialState.COMPLETE
-        self.study.add_trial(
-            optuna.trial.create_trial(state=state, params=params, distributions=space, values=values)
-        )
+    def _members(self, number: int) -> set[int]:
+        """The trials of one setting."""
+        first = number * self.config.replicates
+        return set(range(first, min(first + self.config.replicates, max(self.config.trials, first + 1))))
+
+    def _proposal(self, number: int, setting: _Setting) -> Proposal:
+        seed = self.config.seed + number % self.config.replicates
+        return Proposal(f"{number:05d}", 0, setting.settings | {"seed": seed})
+
+    def _ask(self, setting: _Setting) -> None:
+        """Opens a trial of the study, for the settings if there are some."""
+        if setting.settings:
+            self.study.enqueue_trial(params_of(setting.settings))
+        setting.trial = self.study.ask()
+        drawn = draw(setting.trial, self.config, self._trainable)
+        setting.settings = setting.settings or drawn
+
+    def _tell(self, setting: _Setting) -> None:
+        state, values, attributes, constraints = self._verdict(setting)
+        assert setting.trial is not None
+        for name, value in attributes.items():
+            setting.trial.set_user_attr(name, value)
+        for name, constraint in constraints.items():
+            setting.trial.set_constraint(name, constraint)
+        self._on_told(self.study.tell(setting.trial, values, state=state))
+
+    def _add(self, setting: _Setting) -> None:
+        """Puts earlier trials into the study."""
+        state, values, attributes, constraints = self._verdict(setting)
+        if isinstance(self.study.sampler, samplers.BaseGASampler):
+            # Its generations are counted when a trial is asked for.
+            self._ask(setting)
+            self._tell(setting)
+            return
+        trial = create_trial(
+            state=state, values=values, params=params_of(setting.settings), user_attrs=attributes,
+            distributions=distributions(self.config, setting.settings["loss"], self._trainable),
+            constraints=constraints,
+        )  # fmt: skip
+        self.study.add_trial(trial)
+        self._on_told(trial)
+
+    def _verdict(
+        self, setting: _Setting
+    ) -> tuple[TrialState, list[float] | None, dict[str, Any], dict[str, float]]:
+        """State, values, user attributes and constraints of a setting, from the trials that ran it."""
+        ended = [setting.outcomes[n] for n in sorted(setting.outcomes)]
+        attributes: dict[str, Any] = {"trials": sorted(setting.outcomes)}
+        whole = [o.numbers for o in ended if o.numbers is not None and not o.stopped]
+        if whole:
+            found = {name: [numbers[name] for numbers in whole] for name in whole[0]}
+            means = {name: fmean(values) for name, values in found.items()}
+            if len(whole) > 1:
+                attributes["sd"] = {name: stdev(values) for name, values in found.items()}
+            bound = self.config.min_retention
+            constraints = {"min_retention": bound - means["retention"]} if bound else {}
+            return TrialState.COMPLETE, [means[o] for o in self.config.objectives], attributes, constraints
+        stopped = [o.numbers for o in ended if o.numbers is not None]
+        if stopped:
+            return TrialState.PRUNED, None, attributes | {"partial": [dict(n) for n in stopped]}, {}
+        return TrialState.FAIL, None, attributes | {FAILURE: "; ".join({o.reason for o in ended})}, {}
 
 
-def _sampler(search: SearchConfig, next_number: int) -> BaseSampler:
+def are_finite(numbers: Numbers) -> bool:
+    """Whether a trial has all of its numbers."""
+    return all(map(math.isfinite, numbers.values()))
+
+
+def _sampler(search: SearchConfig, next_number: int) -> samplers.BaseSampler:
     seed = search.seed + next_number  # or a resumed sweep would draw again what it drew before
-    if search.sampler == "random":
-        return RandomSampler(seed=seed)
+    settings = max(1, search.trials // search.replicates)
+    few = max(4, settings // 4)
     with warnings.catch_warnings():
-        # Multivariate sampling over a conditional space (group) has been "experimental" for years.
+        # Multivariate sampling over a conditional space (group), QMC and GP are "experimental" for years.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(
+        if search.sampler == "random":
+            return samplers.RandomSampler(seed=seed)
+        if search.sampler == "qmc":
+            return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        if search.sampler == "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=few, warn_independent_sampling=False)
+        if search.sampler == "nsga2":
+            return samplers.NSGAIISampler(seed=seed, population_size=min(50, few))
+        if search.sampler == "nsga3":
+            return samplers.NSGAIIISampler(seed=seed, population_size=min(50, few))
+        return samplers.TPESampler(
             seed=seed,
-            n_startup_trials=max(4, search.trials // 4),
+            n_startup_trials=few,
             multivariate=True,
             group=True,
             constant_liar=search.concurrency > 1,

@@ -46,6 +46,15 @@ def draw(trial: optuna.Trial, search: SearchConfig, trainable: str) -> dict[str,
     return settings_of(values)
 
 
+def fits(settings: Mapping[str, Any], search: SearchConfig, trainable: str) -> bool:
+    """Whether this search could draw these settings; those of another sweep may lie outside of its ranges."""
+    if settings["loss"] not in search.losses:
+        return False
+    params, space = params_of(settings), distributions(search, settings["loss"], trainable)
+    ranges = {n: d for n, d in space.items() if isinstance(d, (FloatDistribution, IntDistribution))}
+    return params.keys() == space.keys() and all(d.low <= params[n] <= d.high for n, d in ranges.items())
+
+
 def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     """Optuna's parameters as settings.
 

@@ -1,46 +1,46 @@
-"""Runs a sweep: prepare, search, keep the rows, resume."""
+"""Runs a sweep: prepare, search, confirm, keep the rows, resume."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
 from clippo.config import SweepConfig, absolute, digest
-from clippo.errors import ConfigError, ResourceError
+from clippo.errors import ConfigError
 from clippo.evaluate import Counts
-from clippo.front.points import REFERENCE, Front, describe, front_of
+from clippo.evaluate.objectives import is_maximised
+from clippo.front.counts import CONFIRM, REFERENCE
+from clippo.front.points import Front, front_of
 from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
 from clippo.results import ResultStore, SpooledStore
+from clippo.sweep import confirm
+from clippo.sweep.budget import Budget
+from clippo.sweep.callback import SweepCallback
+from clippo.sweep.cluster import check_resources, joined_ray, preparing_workers, trial_resources
 from clippo.sweep.examples import write_examples
+from clippo.sweep.mirror import Mirror
 from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
-from clippo.sweep.rows import SELECTED, FinishedTrial, TrialRows, finished_trials
-from clippo.sweep.search import Score, Search
+from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
+from clippo.sweep.scheduler import Halving, HalvingScheduler
+from clippo.sweep.search import Numbers, Outcome, Proposal, Search
 from clippo.sweep.space import baseline
 from clippo.sweep.trial import tune_trial
+from clippo.sweep.warm_start import known_trials
 from clippo.tasks import TASKS
-from clippo.train.loop import FAILURE
 from clippo.train.ray_train import measure_reference
 
-logger = logging.getLogger(__name__)
-
-MAX_PREPARING = 4  # processes that prepare pictures; each holds a model
-DRIVER_CPU = 0.01
 FREE_FIELDS = {
     "name",
     "results",
@@ -48,9 +48,13 @@ FREE_FIELDS = {
     "dry_run",
     "workers",
     "gpus_per_worker",
-    "search.trials",
-    "search.concurrency",
-}
+    *(
+        f"search.{name}"
+        for name in (
+            "trials", "concurrency", "confirm", "mirror", "device_hours", "wall_hours", "patience",
+        )
+    ),
+}  # fmt: skip
 """What a resumed sweep may change: where and how long it runs, not what it measures."""
 
 
@@ -73,11 +77,10 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
             console,
             f"sweep [bold]{config.name}[/] {'resumed' if resumed else 'started'}, results in {store.uri}",
         )
-        numbered = sum(i.isdigit() for i in finished)
-        if numbered < config.search.trials or not {REFERENCE, *config.search.baselines} <= finished.keys():
+        if not _is_finished(config, store, finished):
             with joined_ray(config):
                 check_resources(config)
-                _run(config, store, console, finished, resumed)
+                _Sweep(config, store, console, finished, resumed).run()
         return front_of(store, config.name)
 
 
@@ -95,10 +98,6 @@ def check_settings(config: SweepConfig) -> None:
         baseline(name, config.search, config.model.trainable)
 
 
-def _say(console: Console, line: str, *, markup: bool = True) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=markup)
-
-
 def named(config: SweepConfig) -> SweepConfig:
     """The configuration with a name; a new one is made of date and digest."""
     if config.name:
@@ -107,158 +106,223 @@ def named(config: SweepConfig) -> SweepConfig:
     return dataclasses.replace(config, name=f"{config.task}-{stamp}-{digest(config)[:6]}")
 
 
-def _run(
-    config: SweepConfig,
-    store: ResultStore,
-    console: Console,
-    finished: dict[str, FinishedTrial],
-    resumed: bool,
-) -> None:
-    shared = prepared_for(config, store, console, workers=_preparing_workers(config))
-    prepared = open_prepared(fetch(shared.prepared, shared.location))
-    rows = TrialRows(config, store, prepared)
-    began = time.time()
-    measured = finished.pop(REFERENCE, None)
-    if measured is not None:
-        if measured.prepared_digest != prepared.digest:
-            raise ConfigError(
-                f"the pictures or the weights of sweep {config.name!r} are not those that it began with; "
-                "bring them back or choose another --name"
+class _Sweep:
+    """One run of a sweep: what it has found in the store, and what all of its steps need."""
+
+    def __init__(
+        self, config: SweepConfig, store: ResultStore, console: Console,
+        finished: Mapping[str, FinishedTrial], resumed: bool,
+    ) -> None:  # fmt: skip
+        self._config, self._store, self._console, self._finished = config, store, console, finished
+        self._scorer = Scorer(config)
+        self._known, left_out = known_trials(config)
+        if config.search.warm_start:
+            self._say(
+                f"warm start from {len(self._known)} trials"
+                + (f"; {left_out} others lie outside of this search's ranges" if left_out else "")
             )
-        reference = measured.counts
-    else:
-        reference = measure_reference(shared, gpus=config.gpus_per_worker)
-    untouched = rows.score(reference, reference)
-    # The name is taken when nothing can be wrong with the configuration any more.
-    if not resumed:
-        store.write_config(config.name, json.loads(json.dumps(dataclasses.asdict(config))))
-    if measured is None:
+        self._shared = prepared_for(config, store, console, workers=preparing_workers(config))
+        self._prepared = open_prepared(fetch(self._shared.prepared, self._shared.location))
+        self._reference = self._measured_reference(resumed)
+        self._numbers = {i: self._scorer.outcome(t, self._reference) for i, t in finished.items()}
+
+    def run(self) -> None:
+        """Searches, confirms, and keeps pictures for the report."""
+        config, store = self._config, self._store
+        untouched = self._scorer.numbers(self._reference, self._reference)
+        total = config.search.trials + len(config.search.baselines) + config.search.confirm
+        view = ProgressView(self._console, total, (untouched["robustness"], untouched["retention"]))
+        ended = [o.numbers for i, o in self._numbers.items() if i != REFERENCE]
+        view.resumed(
+            [(n["robustness"], n["retention"]) for n in ended if n], failed=sum(n is None for n in ended)
+        )
+        with view:
+            if (reason := self._search(view, untouched)) is not None:
+                self._say(f"no more trials: {reason}")
+            self._confirm(view)
+        write_examples(config, store, self._shared)
+
+    def _measured_reference(self, resumed: bool) -> list[Counts]:
+        """The counts of the untouched model; they open a new sweep.
+
+        Raises:
+            ConfigError: the pictures or the weights are not those that the sweep began with, or the
+                objectives cannot be computed.
+        """
+        config, measured = self._config, self._finished.get(REFERENCE)
+        if measured is not None:
+            if measured.prepared_digest != self._prepared.digest:
+                raise ConfigError(
+                    f"the pictures or the weights of sweep {config.name!r} are not those that it began with; "
+                    "bring them back or choose another --name"
+                )
+            return measured.counts
+        began = time.time()
+        reference = measure_reference(self._shared, gpus=config.gpus_per_worker)
+        self._scorer.numbers(reference, reference)
+        # The name is taken when nothing can be wrong with the configuration any more.
+        if not resumed:
+            self._store.write_config(config.name, json.loads(json.dumps(dataclasses.asdict(config))))
         report = {
-            "epoch": 0, "step": 0, "metrics": {}, "precision": config.train.precision,
+            "epoch": 0, "step": 0, "metrics": {}, "busy_s": 0.0, "precision": config.train.precision,
             "evals": [dataclasses.asdict(c) for c in reference],
         }  # fmt: skip
-        rows.write(REFERENCE, 0, {}, [report], began=began)
+        TrialRows(config, self._store, self._prepared).write(REFERENCE, 0, {}, [report], began=began)
+        return reference
 
-    def score(report: Mapping[str, Any]) -> list[float] | None:
-        """Robustness and retention of the selected variant, on validation pictures."""
-        if "evals" not in report:
-            return None
-        return rows.score([Counts(**e) for e in report["evals"] if e["variant"] == SELECTED], reference)
-
-    scored = {i: rows.score(t.counts, reference) if t.counts else None for i, t in finished.items()}
-    started = {s["trial_id"]: s for s in store.started(config.name)}
-    search = Search(
-        config.search,
-        score,
-        trainable=config.model.trainable,
-        finished=[{"settings": t.settings, "values": scored[i]} for i, t in finished.items() if i.isdigit()],
-        unfinished=[s for i, s in started.items() if i not in finished],
-        baselines=[name for name in config.search.baselines if name not in started],
-        next_number=max((int(i) for i in started if i.isdigit()), default=-1) + 1,
-        on_start=partial(store.write_started, config.name),
-    )
-    view = ProgressView(console, config.search.trials + len(config.search.baselines), untouched)
-    view.resumed([v for v in scored.values() if v], failed=sum(v is None for v in scored.values()))
-    with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state, view:
-        trainable = tune.with_parameters(tune_trial, sweep=config, store=store, shared=shared)
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, _trial_resources(config)),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                num_samples=-1,  # until the searcher says that it has finished
-                max_concurrent_trials=config.search.concurrency,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=config.name,
-                storage_path=tune_state,
-                verbose=1 if config.verbose else 0,
-                failure_config=tune.FailureConfig(max_failures=3),
-                callbacks=[SweepCallback(rows, score, view)],
-            ),
+    def _search(self, view: ProgressView, untouched: Numbers) -> str | None:
+        """Runs the trials of the search and those to compare with; says why it ended before its last one."""
+        config, search_config = self._config, self._config.search
+        budget = _budget(config, untouched, self._finished, self._numbers)
+        started = {p.trial_id: p for p in _started(self._store, config.name)}
+        unfinished = [p for i, p in started.items() if i not in self._finished and _in_search(i)]
+        seed = {"seed": search_config.seed}
+        others = [
+            Proposal(name, 0, baseline(name, search_config, config.model.trainable) | seed)
+            for name in search_config.baselines
+            if name not in started
+        ]
+        mirror = None
+        if search_config.mirror:
+            mirror = Mirror(search_config, config.name, self._store.uri, self._say)
+        callback = SweepCallback(
+            TrialRows(config, self._store, self._prepared), self._score, view, budget.spend
         )
-        tuner.fit()
-    write_examples(config, store, shared)
+        scheduler = self._scheduler(callback) if search_config.halving else None
+        search = Search(
+            search_config,
+            self._score,
+            trainable=config.model.trainable,
+            finished={
+                int(i): (t.settings, self._numbers[i]) for i, t in self._finished.items() if i.isdigit()
+            },
+            unfinished=unfinished,
+            others=others,
+            known=self._known,
+            exhausted=budget.exhausted,
+            was_stopped=scheduler.stopped.__contains__ if scheduler else lambda trial_id: False,
+            on_start=partial(self._store.write_started, config.name),
+            on_told=mirror.told if mirror else lambda trial: None,
+        )
+        self._tune(config, search, callback, scheduler)
+        return budget.exhausted() if search.started < search_config.trials else None
 
-
-def _trial_resources(config: SweepConfig) -> dict[str, float]:
-    """What the trial itself reserves; worker processes reserve their own."""
-    if config.workers == 0:
-        return {"cpu": 1.0} | ({"gpu": config.gpus_per_worker} if config.gpus_per_worker else {})
-    # A driver that reserved a CPU could starve its own workers, silently.
-    return {"trial_driver": 1.0} if "trial_driver" in ray.cluster_resources() else {"cpu": DRIVER_CPU}
-
-
-def resources_of_a_trial(config: SweepConfig) -> dict[str, float]:
-    """What a trial and its workers need of the cluster that this process has joined."""
-    processes = max(1, config.workers)
-    wanted = {"CPU": float(processes), "GPU": processes * config.gpus_per_worker}
-    if config.workers:
-        own = _trial_resources(config)
-        wanted["CPU"] += own.get("cpu", 0.0)
-        wanted["trial_driver"] = own.get("trial_driver", 0.0)
-    return wanted
-
-
-def check_resources(config: SweepConfig) -> None:
-    """Refuses more trials at once than the cluster can run.
-
-    Raises:
-        ResourceError: with the arithmetic.
-    """
-    have, at_once = ray.cluster_resources(), config.search.concurrency
-    for kind, each in resources_of_a_trial(config).items():
-        if at_once * each > have.get(kind, 0.0) + 1e-9:
-            raise ResourceError(
-                f"{at_once} trials at once x {each:g} {kind} are {at_once * each:g} {kind}, the cluster has "
-                f"{have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes"
-            )
-
-
-class SweepCallback(tune.Callback):
-    """Keeps the rows of every trial that ends, and feeds the progress view."""
-
-    def __init__(self, rows: TrialRows, score: Score, view: ProgressView) -> None:
-        self._rows, self._score, self._view = rows, score, view
-        self._reports: dict[str, dict[int, dict[str, Any]]] = {}
-        self._began: dict[str, float] = {}
-        self._restarts: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks to restore them; a sweep is resumed from its tables instead
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if trial.trial_id in self._began:
-            self._restarts[trial.trial_id] += 1
+    def _confirm(self, view: ProgressView) -> None:
+        """Trains settings of the front once more."""
+        wanted = confirm.proposals(self._config, front_of(self._store, self._config.name))
+        started = {p.trial_id: p for p in _started(self._store, self._config.name)}
+        missing = [started.get(p.trial_id, p) for p in wanted if p.trial_id not in self._finished]
+        if not missing:
             return
-        self._began[trial.trial_id] = time.time()
-        self._reports[trial.trial_id], self._restarts[trial.trial_id] = {}, 0
-        self._view.started()
+        config = confirm.with_workers(self._config)
+        again = [p for p in missing if p.trial_id in started]
+        search = Search(
+            dataclasses.replace(config.search, trials=1),
+            self._score,
+            unfinished=again,
+            others=[p for p in missing if p not in again],
+            on_start=partial(self._store.write_started, config.name),
+            exhausted=lambda: "only the settings of the front",
+        )
+        rows = TrialRows(config, self._store, self._prepared)
+        self._tune(config, search, SweepCallback(rows, self._score, view))
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        if "evals" in result:  # a restarted trial reports again what it had reported
-            kept = {k: result[k] for k in ("epoch", "step", "metrics", "precision", "evals")}
-            self._reports[trial.trial_id][result["epoch"]] = kept
+    def _score(self, report: Mapping[str, Any]) -> Numbers | None:
+        return self._scorer.of_report(report, self._reference)
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        result = trial.last_result or {}
-        values = self._score(result)
-        failure = None if values is not None else str(result.get(FAILURE, "it ended without a report"))
-        self._finish(trial, failure, values)
+    def _scheduler(self, callback: SweepCallback) -> HalvingScheduler:
+        """Early stopping, which knows how trials of earlier runs stood at the rungs."""
+        search = self._config.search
+        halving = Halving(
+            min_epochs=search.min_epochs,
+            reduction_factor=search.reduction_factor,
+            max_epochs=search.epochs[1],
+        )
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._finish(trial, "its process died again and again; see the logs of Ray", None)
+        def maximised(numbers: Numbers) -> list[float]:
+            return [numbers[o] if is_maximised(o) else -numbers[o] for o in search.objectives]
 
-    def _finish(self, trial: Trial, failure: str | None, values: list[float] | None) -> None:
-        config, key = trial.config, trial.trial_id
-        reports = [r for _, r in sorted(self._reports[key].items())]
-        self._rows.write(
-            config["trial_id"], config["attempt"], config["settings"], reports,
-            began=self._began[key], failure=failure, preemptions=config["attempt"] + self._restarts[key],
-        )  # fmt: skip
-        self._view.finished(config["trial_id"], describe(config["settings"]), values, failure or "")
+        def score(report: Mapping[str, Any]) -> list[float] | None:
+            numbers = self._score(report)
+            return None if numbers is None else maximised(numbers)
+
+        for trial_id, trial in sorted(self._finished.items(), key=lambda item: item[1].finished_at):
+            for epoch, counts in trial.by_epoch.items() if trial_id.isdigit() else ():
+                if epoch == trial.settings["epochs"]:
+                    continue  # it had finished, and was compared with nobody
+                numbers = self._scorer.numbers(counts, self._reference, trial.device_s)
+                halving.record(trial_id, epoch, maximised(numbers))
+        return HalvingScheduler(halving, score, on_decision=callback.decided)
+
+    def _tune(
+        self, config: SweepConfig, search: Search, callback: SweepCallback,
+        scheduler: TrialScheduler | None = None,
+    ) -> None:  # fmt: skip
+        """Runs trials until the search has no more."""
+        trainable = tune.with_parameters(tune_trial, sweep=config, store=self._store, shared=self._shared)
+        with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state:
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, trial_resources(config)),
+                tune_config=tune.TuneConfig(
+                    search_alg=search,
+                    scheduler=scheduler,
+                    num_samples=-1,  # until the searcher says that it has finished
+                    max_concurrent_trials=config.search.concurrency,
+                    # With workers, Ray 2.60 hands a stopped driver, which still waits for them, to the next
+                    # trial, and makes that an error.
+                    reuse_actors=config.workers == 0,
+                ),
+                run_config=tune.RunConfig(
+                    name=config.name,
+                    storage_path=tune_state,
+                    verbose=1 if config.verbose else 0,
+                    failure_config=tune.FailureConfig(max_failures=3),
+                    callbacks=[callback],
+                ),
+            )
+            tuner.fit()
+
+    def _say(self, line: str) -> None:
+        _say(self._console, line, markup=False)
+
+
+def _say(console: Console, line: str, *, markup: bool = True) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=markup)
+
+
+def _in_search(trial_id: str) -> bool:
+    return not trial_id.startswith(CONFIRM)
+
+
+def _started(store: ResultStore, sweep: str) -> list[Proposal]:
+    return [Proposal(s["trial_id"], s["attempt"], s["settings"]) for s in store.started(sweep)]
+
+
+def _budget(
+    config: SweepConfig, untouched: Numbers, finished: Mapping[str, FinishedTrial],
+    outcomes: Mapping[str, Outcome],
+) -> Budget:  # fmt: skip
+    """The budget after the trials of earlier runs."""
+    budget = Budget(config.search, untouched)
+    for trial_id, trial in sorted(finished.items(), key=lambda item: item[1].finished_at):
+        if trial_id != REFERENCE and _in_search(trial_id):
+            budget.spend(trial.device_s, outcomes[trial_id].numbers)
+    return budget
+
+
+def _is_finished(config: SweepConfig, store: ResultStore, finished: Mapping[str, FinishedTrial]) -> bool:
+    """Whether nothing is left to run."""
+    if not {REFERENCE, *config.search.baselines} <= finished.keys():
+        return False
+    if {p.trial_id for p in _started(store, config.name)} - finished.keys():
+        return False
+    scorer, reference = Scorer(config), finished[REFERENCE].counts
+    outcomes = {i: scorer.outcome(t, reference) for i, t in finished.items()}
+    budget = _budget(config, scorer.numbers(reference, reference), finished, outcomes)
+    if sum(i.isdigit() for i in finished) < config.search.trials and not budget.exhausted():
+        return False
+    wanted = confirm.proposals(config, front_of(store, config.name))
+    return {p.trial_id for p in wanted} <= finished.keys()
 
 
 def _is_resumed(store: ResultStore, config: SweepConfig) -> bool:
@@ -267,11 +331,13 @@ def _is_resumed(store: ResultStore, config: SweepConfig) -> bool:
     Raises:
         ConfigError: the name belongs to a sweep of another configuration.
     """
-    theirs = store.config(config.name)
-    if theirs is None:
+    kept = store.config(config.name)
+    if kept is None:
         return False
+    # A setting that was not there yet had what is its default now.
+    theirs = _flat(json.loads(json.dumps(dataclasses.asdict(SweepConfig())))) | _flat(kept)
     mine = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
-    differ = sorted(k for k, v in mine.items() if k not in FREE_FIELDS and _flat(theirs).get(k) != v)
+    differ = sorted(k for k, v in mine.items() if k not in FREE_FIELDS and theirs.get(k) != v)
     if differ:
         raise ConfigError(
             f"sweep {config.name!r} exists in {store.uri} with another {', '.join(differ)}; "
@@ -285,29 +351,3 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def _preparing_workers(config: SweepConfig) -> int:
-    """As many processes as trials will use; each holds a model."""
-    if config.gpus_per_worker:
-        return config.search.concurrency * max(1, config.workers)
-    return max(1, min(MAX_PREPARING, int(ray.cluster_resources().get("CPU", 1))))
-
-
-@contextlib.contextmanager
-def joined_ray(config: SweepConfig) -> Iterator[None]:
-    """Joins the cluster that this process belongs to, or starts Ray on this machine for the time."""
-    if ray.is_initialized():
-        yield
-        return
-    level = logging.INFO if config.verbose else logging.ERROR
-    # Drivers of trials with workers reserve this instead of a CPU, which they would take from their workers.
-    address = os.environ.get("RAY_ADDRESS", "local")
-    drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
-    ray.init(
-        address, resources=drivers, include_dashboard=False, log_to_driver=config.verbose, logging_level=level
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -42,7 +42,8 @@ def fit(
 
     After every epoch ``report`` gets the epoch, its metrics and the counts of the validation sets, for the
     averaged weights; after the last one for all variants and the test sets too, and the tuned weights are
-    saved. Seconds are those of the epoch: ``train_s``, of which ``data_s`` waiting for data, and ``eval_s``.
+    saved. Seconds are those of the epoch: ``train_s``, of which ``data_s`` waiting for data, and ``eval_s``;
+    ``busy_s`` is their sum over all epochs so far, those before a restart included.
 
     Args:
         policy: holds the reference's weights; it is trained in place.
@@ -68,8 +69,10 @@ def fit(
     average = BetaAverage(reference, total_steps, config.average_beta)
 
     reports: list[dict[str, Any]] = []
+    busy = 0.0
     if (state := load_state(checkpoints)) is not None:
         reports = state["reports"]
+        busy = reports[-1]["busy_s"]
         for earlier in reports:  # whoever listened to them may be gone
             report(earlier)
         if len(reports) < settings.epochs:
@@ -112,11 +115,13 @@ def fit(
         policy.load_weights(tuned)
         metrics = dict(zip(("loss", "preference_loss", "kl"), means, strict=True))
         metrics |= {"train_s": spent, "data_s": waited, "eval_s": time.perf_counter() - began}
+        busy += spent + metrics["eval_s"]
         reports.append(
             {
                 "epoch": epoch + 1,
                 "step": (epoch + 1) * steps_per_epoch,
                 "metrics": metrics,
+                "busy_s": busy,
                 "precision": step_of.precision,
                 "evals": [asdict(c) for c in counts],
             }

@@ -1,0 +1,49 @@
+"""When a search has had enough: device time, wall time, or no progress."""
+
+from __future__ import annotations
+
+import time
+
+from clippo.config import SearchConfig
+from clippo.front import hypervolume
+from clippo.front.points import HV_REFERENCE_POINT
+from clippo.sweep.search import Numbers
+
+
+class Budget:
+    """What the trials of a search have taken and brought so far; those of earlier runs are told again.
+
+    Args:
+        untouched: robustness and retention of the untouched model, the first point.
+    """
+
+    def __init__(self, search: SearchConfig, untouched: Numbers) -> None:
+        self._search, self._began = search, time.monotonic()
+        self._device_s, self._since_growth = 0.0, 0
+        self._points = [_point(untouched)]
+        self._volume = hypervolume(self._points, HV_REFERENCE_POINT)
+
+    def spend(self, device_s: float, numbers: Numbers | None) -> None:
+        """Takes in a trial that has ended; None: it failed."""
+        self._device_s += device_s
+        self._since_growth += 1
+        if numbers is not None:
+            self._points.append(_point(numbers))
+            volume = hypervolume(self._points, HV_REFERENCE_POINT)
+            if volume > self._volume:
+                self._volume, self._since_growth = volume, 0
+
+    def exhausted(self) -> str | None:
+        """Why no more trials are to be started; None while they are."""
+        search, hours = self._search, (time.monotonic() - self._began) / 3600
+        if search.device_hours and self._device_s >= 3600 * search.device_hours:
+            return f"{self._device_s / 3600:.3g} of {search.device_hours:g} device-hours are spent"
+        if search.wall_hours and hours >= search.wall_hours:
+            return f"{search.wall_hours:g} hours are over"
+        if search.patience and self._since_growth >= search.patience:
+            return f"the hypervolume has not grown for {self._since_growth} trials"
+        return None
+
+
+def _point(numbers: Numbers) -> tuple[float, float]:
+    return numbers["robustness"], numbers["retention"]

@@ -1,0 +1,85 @@
+"""The Ray cluster that a sweep runs on: joining it, and what a trial takes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+from ray._private.state import state as ray_state
+
+from clippo.config import SweepConfig
+from clippo.errors import ResourceError
+
+DRIVER_CPU = 0.01
+MAX_PREPARING = 4  # processes that prepare pictures; each holds a model
+
+
+@contextlib.contextmanager
+def joined_ray(config: SweepConfig) -> Iterator[None]:
+    """Joins the cluster that this process belongs to, or starts Ray on this machine for the time."""
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if config.verbose else logging.ERROR
+    # Drivers of trials with workers reserve this instead of a CPU, which they would take from their workers.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
+    ray.init(
+        address, resources=drivers, include_dashboard=False, log_to_driver=config.verbose, logging_level=level
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def trial_resources(config: SweepConfig) -> dict[str, float]:
+    """What the trial itself reserves; worker processes reserve their own."""
+    if config.workers == 0:
+        return {"cpu": 1.0} | ({"gpu": config.gpus_per_worker} if config.gpus_per_worker else {})
+    # A driver that reserved a CPU could starve its own workers, silently.
+    return {"trial_driver": 1.0} if "trial_driver" in cluster_resources() else {"cpu": DRIVER_CPU}
+
+
+def resources_of_a_trial(config: SweepConfig) -> dict[str, float]:
+    """What a trial and its workers need of the cluster that this process has joined."""
+    processes = max(1, config.workers)
+    wanted = {"CPU": float(processes), "GPU": processes * config.gpus_per_worker}
+    if config.workers:
+        own = trial_resources(config)
+        wanted["CPU"] += own.get("cpu", 0.0)
+        wanted["trial_driver"] = own.get("trial_driver", 0.0)
+    return wanted
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the cluster has, or will have when its autoscaler has added all nodes that it may."""
+    now = ray.cluster_resources()
+    # Not public, and the same that Ray Train looks at before it waits for nodes (Ray 2.60).
+    most = ray_state.get_max_resources_from_cluster_config() or {}
+    return {kind: max(now.get(kind, 0.0), float(most.get(kind, 0.0))) for kind in now.keys() | most.keys()}
+
+
+def check_resources(config: SweepConfig) -> None:
+    """Refuses more trials at once than the cluster can run, all its nodes added.
+
+    Raises:
+        ResourceError: with the arithmetic.
+    """
+    have, at_once = cluster_resources(), config.search.concurrency
+    for kind, each in resources_of_a_trial(config).items():
+        if at_once * each > have.get(kind, 0.0) + 1e-9:
+            raise ResourceError(
+                f"{at_once} trials at once x {each:g} {kind} are {at_once * each:g} {kind}, the cluster has "
+                f"{have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes"
+            )
+
+
+def preparing_workers(config: SweepConfig) -> int:
+    """As many processes as trials will use; each holds a model."""
+    if config.gpus_per_worker:
+        return config.search.concurrency * max(1, config.workers)
+    return max(1, min(MAX_PREPARING, int(ray.cluster_resources().get("CPU", 1))))

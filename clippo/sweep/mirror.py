@@ -1,0 +1,84 @@
+"""A copy of the search's study in an Optuna storage, for optuna-dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from clippo.config import SearchConfig
+from clippo.errors import ConfigError
+from clippo.evaluate.objectives import is_maximised
+
+OWNER = "clippo_results"
+
+
+class Mirror:
+    """Gets each trial that Optuna was told. It is never read: the result tables are the truth.
+
+    Args:
+        results: of the sweep; a study of this name that another store's sweep or another program made is left
+            alone.
+        report: gets one line when the storage fails; the sweep goes on without it.
+
+    Raises:
+        ConfigError: the storage cannot be used, or has a foreign study of this name.
+    """
+
+    def __init__(
+        self, search: SearchConfig, name: str, results: str, report: Callable[[str], object]
+    ) -> None:
+        self._report = report
+        try:
+            storage = _storage(search.mirror)
+            known = {s.study_name: s.user_attrs.get(OWNER) for s in optuna.get_all_study_summaries(storage)}
+            if known.get(name, results) != results:
+                raise ConfigError(
+                    f"search.mirror {search.mirror!r} has a study {name!r} of another origin; "
+                    "choose another --name or storage"
+                )
+            if name in known:  # of an earlier run of this sweep; all its trials are told again
+                optuna.delete_study(study_name=name, storage=storage)
+            directions = ["maximize" if is_maximised(o) else "minimize" for o in search.objectives]
+            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+            study.set_metric_names(list(search.objectives))
+            study.set_user_attr(OWNER, results)
+        except (OSError, ImportError, optuna.exceptions.OptunaError) as error:
+            raise ConfigError(f"search.mirror is {search.mirror!r}: {_first_line(error)}") from error
+        self._study: optuna.Study | None = study
+
+    def told(self, trial: FrozenTrial) -> None:
+        """Copies a trial."""
+        if self._study is None:
+            return
+        try:
+            self._study.add_trial(trial)
+        except Exception as error:  # whatever a database says; a mirror must not end a sweep
+            self._study = None
+            self._report(f"search.mirror is no longer written: {_first_line(error)}")
+
+
+def _storage(url: str) -> BaseStorage:
+    """The storage of ``journal:FILE`` or a database URL."""
+    kind, _, path = url.partition(":")
+    if kind == "journal":
+        return JournalStorage(JournalFileBackend(path))
+    try:
+        if make_url(url).password:
+            raise ConfigError(
+                "search.mirror carries a password; leave it to the database's own means (such as ~/.pgpass)"
+            )
+        return RDBStorage(url)
+    except ArgumentError:
+        raise ConfigError(
+            f"search.mirror is {url!r}; it must be journal:FILE or a database URL such as sqlite:///sweeps.db"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
