@@ -244,7 +244,7 @@ def finish(
         "benchmark": name,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *_flags()]),
+        "command": " ".join(["python -m", _module(), *_flags()]),
         "machine": machine(),
         "load_before_and_after": [load_before, load()],
         "settings": dict(settings),
@@ -293,6 +293,12 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _module() -> str:
+    """The module that runs."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else Path(sys.argv[0]).stem
 
 
 def _flags() -> list[str]:
