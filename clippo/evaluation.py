@@ -16,7 +16,7 @@ from clippo.config import DataConfig
 from clippo.data.prompts import templates_of
 from clippo.errors import DataError
 from clippo.evaluate import Counts
-from clippo.evaluate.counts import between, count_predictions
+from clippo.evaluate.counts import between, count_predictions, is_attacked
 from clippo.model import ClipModel
 from clippo.tasks import TypographicTask
 from clippo.tasks.typographic import Part, Row
@@ -26,7 +26,7 @@ BATCH = 64
 
 def evaluate_model(
     clip: ClipModel, spec: str, *, prompt: str, pictures: int, font_size: tuple[float, float], seed: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    class_names: str = "", on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Counts], list[str]]:  # fmt: skip
     """Counts of a model on a test set, and the pictures that could not be read.
 
@@ -36,6 +36,7 @@ def evaluate_model(
         prompt: as ``model.prompt``.
         pictures: at most this many of a source; published sets are taken whole.
         font_size: of the words that are drawn [share of the picture's shorter side].
+        class_names: names of a source's classes, as ``data.class_names``.
 
     Raises:
         ConfigError: an unknown set, prompt or place.
@@ -44,7 +45,7 @@ def evaluate_model(
     data = DataConfig(
         test_sets=(f"set={spec}",), eval_pictures=pictures, font_size=font_size, split_seed=seed
     )
-    task = TypographicTask(data)
+    task = TypographicTask(data, class_names)
     part = task.parts["test/set"]
     device = next(clip.model.parameters()).device
     templates = templates_of(task.templates[part.candidates[0]] or prompt)
@@ -75,7 +76,7 @@ def evaluate_model(
     return [
         Counts(
             eval_set=name.removesuffix("/set"), variant="reference", n_correct=sums[name, "correct"],
-            n_total=sums[name, "total"], n_fooled=sums[name, "fooled"],
+            n_total=sums[name, "total"], n_fooled=sums[name, "fooled"] if is_attacked(name) else 0,
         )
         for name in part.sets
     ], left_out  # fmt: skip

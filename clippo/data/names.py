@@ -23,32 +23,32 @@ def names_of(
 
     Args:
         own: the names that the source itself has; a class without one is named as in the source, with blanks
-            for underscores.
+            for underscores, or by ImageNet if all of them are WordNet ids.
         names: ``imagenet``, a file (.txt, .csv, .json) or empty, as in ``data.class_names``.
         indexed: classes that are all numbers are indices, and no names.
 
     Raises:
         ConfigError: a class has no name, two have the same, or the file is not as it must be.
     """
+    said = f"data.class_names is {names!r}" if names else "data.class_names is empty"
+    unnamed = [label for label in labels if label not in own]
+    if not names and unnamed and all(re.fullmatch(r"n\d{8}", label) for label in labels):
+        names, said = "imagenet", "the classes are WordNet ids, which ImageNet names"
+    if not names and unnamed and indexed and all(label.isdecimal() for label in labels):
+        raise ConfigError(
+            f"the classes are numbers as {unnamed[0]}, and nothing names them; give a file of their names "
+            "(--class-names), or write names in their place"
+        )
     table = imagenet_names() if names == "imagenet" else _file(names, labels) if names else own
-    if names:
-        said = f"data.class_names is {names!r}"
-        missing = [label for label in labels if not table.get(label)]
-        if missing:
-            remedy = "folders must be named n01440764 or 0 to 999" if names == "imagenet" else "add it"
-            raise ConfigError(
-                f"{said}; it has no name for {len(missing)} of {len(labels)} classes, "
-                f"the first is {missing[0]!r}; {remedy}"
-            )
-    else:
-        said = "data.class_names is empty"
-        unnamed = [label for label in labels if label not in own]
-        if unnamed and all(re.fullmatch(r"n\d{8}", label) for label in labels):
-            raise ConfigError(f"{said}, but the classes are WordNet ids as {unnamed[0]}; say imagenet")
-        if unnamed and indexed and all(label.isdecimal() for label in labels):
-            raise ConfigError(
-                f"{said}, but the classes are numbers as {unnamed[0]}; give a file of their names"
-            )
+    missing = [label for label in labels if not table.get(label)] if names else []
+    if missing:
+        remedy = "add it"
+        if names == "imagenet":
+            remedy = "folders must be named n01440764 or 0 to 999; a file can name others (--class-names)"
+        raise ConfigError(
+            f"{said}; it has no name for {len(missing)} of {len(labels)} classes, "
+            f"the first is {missing[0]!r}; {remedy}"
+        )
     found = tuple(table.get(label) or label.replace("_", " ") for label in labels)
     first: dict[str, str] = {}
     for label, name in zip(labels, found, strict=True):

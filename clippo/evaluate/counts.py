@@ -32,6 +32,15 @@ def between(logits_BC: Tensor, labels_B: Tensor, attack_labels_B: Tensor) -> Ten
     return logits_BC.masked_fill(~kept, -torch.inf)
 
 
+def is_attacked(eval_set: str) -> bool:
+    """Whether a class is written on the pictures of a set, so that some may be read as it.
+
+    >>> is_attacked("test/attacked/scam"), is_attacked("test/clean/scam")
+    (True, False)
+    """
+    return "attacked" in eval_set.split("/")
+
+
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) outside a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

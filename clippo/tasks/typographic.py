@@ -64,7 +64,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Row:
-    """A picture of a set as the model takes it; ``attack_label`` is -1 where no class is written."""
+    """A picture of a set as the model takes it.
+
+    Attributes:
+        attack_label: the class that is written on it, or -1; in a clean pairwise set, the class that it is
+            judged against.
+    """
 
     set_name: str
     image: Image.Image
@@ -92,15 +97,19 @@ class TestSet:
 
 
 class TypographicTask:
-    """Pairs and evaluation sets of one data configuration."""
+    """Pairs and evaluation sets of one data configuration.
 
-    def __init__(self, config: DataConfig) -> None:
+    Args:
+        test_set_names: names for the classes of the test sets, as ``data.class_names`` for the source's.
+    """
+
+    def __init__(self, config: DataConfig, test_set_names: str = "") -> None:
         self.config = config
         self.source: ImageSource = open_source(config.source, config.split_seed, config.class_names)
         self.test_sets: dict[str, TestSet] = {}
         first = len(self.source.classes)
         for spec in config.test_sets:
-            name, pictures, prompt = open_test_set(spec, config.split_seed)
+            name, pictures, prompt = open_test_set(spec, config.split_seed, test_set_names)
             if name in (*self.test_sets, "seen", "held_out"):
                 raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={spec} for one")
             self.test_sets[name] = TestSet(name, pictures, first, prompt)
@@ -225,22 +234,26 @@ class TypographicTask:
         return WordStyle(fonts=fonts, font_size=self.config.font_size)
 
 
-def open_test_set(spec: str, seed: int) -> tuple[str, TypographicSet | ImageSource, str]:
+def open_test_set(
+    spec: str, seed: int, class_names: str = ""
+) -> tuple[str, TypographicSet | ImageSource, str]:
     """Name, pictures and prompt of ``[NAME=]KIND:PATH``; without NAME the set is named after what it is.
 
     Raises:
-        ConfigError: an unknown kind, or a name that is none.
+        ConfigError: an unknown kind, a name that is none, or names for classes that have their own.
     """
     given, equals, rest = spec.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+", given):  # an equals sign may be part of a path
         given, rest = "", spec
     kind, _, argument = rest.partition(":")
     if kind in TYPOGRAPHIC_SETS:
+        if class_names:
+            raise ConfigError(f"the classes of {kind} have names; leave class_names ({class_names}) empty")
         return given or kind, open_typographic_set(rest), ""
     if kind not in SOURCES:
         known = ", ".join((*TYPOGRAPHIC_SETS, *SOURCES))
         raise ConfigError(f"data.test_sets has {spec!r}; its kind must be one of: {known}")
-    pictures = open_source(rest, seed)
+    pictures = open_source(rest, seed, class_names)
     dataset = argument.partition(":")[0]
     name = given or (dataset if kind == "torchvision" else PurePosixPath(argument).name or kind)
     name = re.sub(r"[^\w-]+", "-", name)

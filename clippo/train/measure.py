@@ -13,7 +13,7 @@ import torch
 
 from clippo.config import TrainConfig
 from clippo.evaluate import Counts
-from clippo.evaluate.counts import between, count_predictions, rank_and_world, sum_over_ranks
+from clippo.evaluate.counts import between, count_predictions, is_attacked, rank_and_world, sum_over_ranks
 from clippo.model import Policy, Weights
 from clippo.prepared import EvalData, PreparedSet
 from clippo.train.step import Frozen, autocast, class_logps, resolved_precision
@@ -52,7 +52,14 @@ def evaluate_policy(
                 totals[i, v] += count_predictions(logps_BC, labels, attacks)
     sums = sum_over_ranks(totals)
     return [
-        Counts(eval_set=data.name, variant=name, n_correct=correct, n_total=total, n_fooled=fooled)
+        # A clean twin may be judged against the word that is on the other; nothing fools there.
+        Counts(
+            eval_set=data.name,
+            variant=name,
+            n_correct=correct,
+            n_total=total,
+            n_fooled=fooled if is_attacked(data.name) else 0,
+        )
         for v, name in enumerate(variants)
         for data, (correct, total, fooled) in zip(sets, sums[:, v].tolist(), strict=True)
     ]

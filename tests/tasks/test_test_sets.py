@@ -111,13 +111,40 @@ def test_pairwise_sets_are_judged_between_two_labels(clip: ClipModel, tmp_path: 
             "image": {"bytes": picture, "path": None}, "id": f"{kind}_{i}", "object_label": label,
             "attack_word": word, "type": kind,
         }
-        for i, (label, word) in enumerate([("cat", "dog"), ("clock", "ant"), ("car", "bus")])
+        for i, (label, word) in enumerate([("cat", "dog"), ("dog", "cat"), ("car", "bus"), ("bus", "car")])
         for kind in ("SCAM", "NoSCAM", "SynthSCAM")
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scam.parquet")
-    counts, _ = evaluate_model(clip, f"scam:{tmp_path}", prompt="{}", pictures=1, font_size=(0.1, 0.2))
-    attacked = next(c for c in counts if c.eval_set == "test/attacked")
-    assert attacked.n_correct + attacked.n_fooled == attacked.n_total == 3, "one of the two, always"
+    (clean, attacked), _ = evaluate_model(
+        clip, f"scam:{tmp_path}", prompt="{}", pictures=1, font_size=(0.1, 0.2)
+    )
+    assert (attacked.n_correct, attacked.n_fooled, attacked.n_total) == (2, 2, 4), "one of the two, always"
+    # Here the twin is the same picture and judged between the same two, but no word is written on it.
+    assert (clean.eval_set, clean.n_correct, clean.n_fooled, clean.n_total) == ("test/clean", 2, 0, 4)
+
+
+def test_classes_of_test_sets_are_readable(clip: ClipModel, tmp_path: Path) -> None:
+    ids = ("n01440764", "n01818515", "n02009912", "n03126707")  # a name is a prompt and the word of an attack
+    for old, new in zip(sorted(folder_of_pictures(tmp_path / "ids", 4, 5).iterdir()), ids, strict=True):
+        old.rename(old.with_name(new))
+    task = TypographicTask(
+        DataConfig(test_sets=(f"folder:{tmp_path / 'ids'}",), train_pictures=4, eval_pictures=4)
+    )
+    assert task.classes[128:] == ("tench", "macaw", "great egret", "construction crane")
+
+    numbers = folder_of_pictures(tmp_path / "numbers", 4, 5)
+    table = tmp_path / "numbers.csv"
+    rows = [f"{p.parent.name[-1]},{p}" for p in sorted(numbers.rglob("*.*")) if p.is_file()]
+    table.write_text("\n".join(["label,path", *rows]))
+    settings = {"prompt": "{}", "pictures": 4, "font_size": (0.1, 0.2)}
+    with pytest.raises(ConfigError, match="are numbers as 0, and nothing names them; give a file"):
+        evaluate_model(clip, f"table:{table}", **settings)  # type: ignore[arg-type]
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\nowl\nhen")
+    (clean, _), _ = evaluate_model(clip, f"table:{table}", **settings, class_names=str(names))  # type: ignore[arg-type]
+    assert clean.n_total == 4
+    with pytest.raises(ConfigError, match="the classes of rta-100 have names"):
+        evaluate_model(clip, f"rta-100:{tmp_path}", **settings, class_names=str(names))  # type: ignore[arg-type]
 
 
 def test_class_names_from_a_file(tmp_path: Path) -> None:

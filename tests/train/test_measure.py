@@ -1,0 +1,22 @@
+"""What evaluation counts."""
+
+import dataclasses
+
+from clippo.config import TrainConfig
+from clippo.model import ClipModel, policy_of
+from clippo.prepared import PreparedSet
+from clippo.train import evaluate_reference
+from clippo.train.step import Frozen
+
+
+def test_a_clean_twin_is_judged_against_the_word_and_never_fooled(
+    clip: ClipModel, small_set: PreparedSet, frozen: Frozen
+) -> None:
+    (attacked,) = (s for s in small_set.evaluation if s.name == "test/attacked/seen")
+    pairwise = dataclasses.replace(attacked, pairwise=True)
+    twins = dataclasses.replace(pairwise, name="test/clean/seen")
+    prepared = dataclasses.replace(small_set, evaluation=(pairwise, twins))
+    config = TrainConfig(precision="fp32")
+    word, clean = evaluate_reference(policy_of(clip, "last:2"), prepared, frozen, config)
+    assert 0 < word.n_fooled == word.n_total - word.n_correct, "one of the two, always"
+    assert (clean.n_correct, clean.n_fooled) == (word.n_correct, 0)
