@@ -221,6 +221,8 @@ class EvaluateCommand:
     webdataset:PATH, torchvision:NAME:PATH."""
     prompt: str = "a photo of a {}"
     """As model.prompt of a sweep; a torchvision set that has a customary prompt takes that."""
+    class_names: str = ""
+    """Readable names of a source's classes, as data.class_names of a sweep."""
     pictures: int = 2000
     """Pictures of a source at most; published sets are taken whole [count]."""
     font_size: tuple[float, float] = DataConfig().font_size
@@ -246,7 +248,8 @@ class EvaluateCommand:
             shown = progress.add_task("measuring", total=None)
             counts, left_out = evaluate_model(
                 clip, self.data, prompt=self.prompt, pictures=self.pictures, font_size=self.font_size,
-                seed=self.seed, on_progress=lambda done, n: progress.update(shown, completed=done, total=n),
+                seed=self.seed, class_names=self.class_names,
+                on_progress=lambda done, n: progress.update(shown, completed=done, total=n),
             )  # fmt: skip
         if self.json:
             print(json.dumps({"sets": [_measured(c) for c in counts], "left_out": left_out}, indent=1))
