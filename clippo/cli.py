@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -28,7 +29,7 @@ from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute
 from clippo.errors import ClippoError, ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.front import wilson_interval
-from clippo.front.points import CONFIDENCE, MIN_RETENTION, front_of
+from clippo.front.points import CONFIDENCE, front_of
 from clippo.front.table import print_front, shown_interval
 from clippo.results import ResultStore
 
@@ -121,8 +122,9 @@ class FrontCommand:
     """A folder or s3://bucket/prefix."""
     sweep: str = ""
     """Name of the sweep; needed when the store holds more than one."""
-    min_retention: float = MIN_RETENTION
-    """What the recommended point must keep of what the untouched model can do [share]."""
+    min_retention: float | None = None
+    """What the recommended point must keep of what the untouched model can do; default: the bound of the sweep,
+    or 0.98 [share]."""
     all: bool = False
     """Print the whole front and not some well-spread points of it."""
     json: bool = False
@@ -154,8 +156,9 @@ class ReportCommand:
     """The file to write."""
     sweep: str = ""
     """Name of the sweep; needed when the store holds more than one."""
-    min_retention: float = MIN_RETENTION
-    """What the recommended point must keep of what the untouched model can do [share]."""
+    min_retention: float | None = None
+    """What the recommended point must keep of what the untouched model can do; default: the bound of the sweep,
+    or 0.98 [share]."""
 
     def run(self) -> int:
         from clippo.front.report import write_report  # Altair and Optuna take a second to import
@@ -351,6 +354,27 @@ class CompactCommand:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand(SweepConfig):
+    """Look for what would stop a sweep with these flags, before machines are paid for (exit status 2)."""
+
+    probe_trial: bool = True
+    """Run a short real trial, of a minute at most, and say what the sweep would take."""
+    price_per_device_hour: float | None = None
+    """Price of a GPU, or of a CPU where workers have no GPU, for an hour; in any currency."""
+
+    def run(self) -> int:
+        _quiet(self.verbose)
+        from clippo.doctor import examine, print_findings  # Ray and torch take seconds
+
+        config = SweepConfig(**{f.name: getattr(self, f.name) for f in fields(SweepConfig)})
+        findings = list(
+            examine(config, probe_trial=self.probe_trial, price_per_device_hour=self.price_per_device_hour)
+        )
+        print_findings(findings, Console())
+        return 2 if any(found.problem for found in findings) else 0
+
+
 class Command(Protocol):
     """A subcommand: its fields are its flags."""
 
@@ -368,8 +392,14 @@ def main() -> None:
         "export": ExportCommand,
         "compact": CompactCommand,
         "evaluate": EvaluateCommand,
+        "doctor": DoctorCommand,
     }
-    sys.exit(_guarded(lambda: _parsed(lambda: tyro.extras.subcommand_cli_from_dict(commands)).run()))
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["prepare"], ["doctor"]):  # their flags are those of a sweep
+        short = _short_flags(SweepConfig())
+        arguments = [_full_flag(argument, short) for argument in arguments]
+    parse = partial(tyro.extras.subcommand_cli_from_dict, commands, args=arguments)
+    sys.exit(_guarded(lambda: _parsed(parse).run()))
 
 
 def _parsed(parse: Callable[[], Parsed]) -> Parsed:
