@@ -231,6 +231,8 @@ class SweepConfig:
     """Worker processes of each trial; 0 runs a trial in its own process [count]."""
     gpus_per_worker: float = 0.0
     """GPUs of each worker process, or of the trial itself when workers is 0."""
+    autoscaling: bool = False
+    """The cluster adds machines when they are asked for: wait for CPUs and GPUs that it does not have yet."""
     dry_run: bool = False
     """Print the configuration, the search space, the resources and what is missing, and run nothing."""
     verbose: bool = False

@@ -66,15 +66,21 @@ def cluster_resources() -> dict[str, float]:
 def check_resources(config: SweepConfig) -> None:
     """Refuses more trials at once than the cluster can run, all its nodes added.
 
+    Ray's autoscaler does not tell how many nodes it may add (Ray 2.60), so with ``autoscaling`` only the
+    places of trial drivers are counted, which are on the head.
+
     Raises:
         ResourceError: with the arithmetic.
     """
     have, at_once = cluster_resources(), config.search.concurrency
     for kind, each in resources_of_a_trial(config).items():
+        if config.autoscaling and kind != "trial_driver":
+            continue
         if at_once * each > have.get(kind, 0.0) + 1e-9:
             raise ResourceError(
                 f"{at_once} trials at once x {each:g} {kind} are {at_once * each:g} {kind}, the cluster has "
-                f"{have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes"
+                f"{have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes "
+                "(--autoscaling where the cluster does so itself)"
             )
 
 

@@ -48,6 +48,7 @@ FREE_FIELDS = {
     "dry_run",
     "workers",
     "gpus_per_worker",
+    "autoscaling",
     *(
         f"search.{name}"
         for name in (
