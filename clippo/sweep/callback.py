@@ -15,6 +15,7 @@ from clippo.sweep.rows import TrialRows, device_s
 from clippo.sweep.scheduler import Decision
 from clippo.sweep.search import Numbers, Score
 from clippo.train.loop import FAILURE
+from clippo.train.ray_train import LOST
 
 
 class SweepCallback(tune.Callback):
@@ -33,6 +34,7 @@ class SweepCallback(tune.Callback):
         self._decisions: dict[str, dict[int, Decision]] = {}  # by our id and epoch
         self._began: dict[str, float] = {}
         self._restarts: dict[str, int] = {}
+        self._lost: dict[str, int] = {}  # since the last restart
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore them; a sweep is resumed from its tables instead
@@ -44,7 +46,7 @@ class SweepCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if trial.trial_id in self._began:
-            self._restarts[trial.trial_id] += 1
+            self._restarts[trial.trial_id] += 1 + self._lost.pop(trial.trial_id, 0)
             return
         self._began[trial.trial_id] = time.time()
         self._reports[trial.trial_id], self._restarts[trial.trial_id] = {}, 0
@@ -53,6 +55,7 @@ class SweepCallback(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        self._lost[trial.trial_id] = result.get(LOST, 0)
         if "evals" in result:  # a restarted trial reports again what it had reported
             kept = {k: result[k] for k in ("epoch", "step", "metrics", "busy_s", "precision", "evals")}
             self._reports[trial.trial_id][result["epoch"]] = kept
@@ -78,7 +81,7 @@ class SweepCallback(tune.Callback):
         stopped = failure is None and last is not None and last.stop
         self._rows.write(
             name, config["attempt"], config["settings"], reports, began=self._began[key], failure=failure,
-            stopped=stopped, preemptions=config["attempt"] + self._restarts[key],
+            stopped=stopped, preemptions=config["attempt"] + self._restarts[key] + self._lost.get(key, 0),
         )  # fmt: skip
         point = None if numbers is None else (numbers["robustness"], numbers["retention"])
         stop = f"stopped after epoch {reports[-1]['epoch']}" if stopped else ""

@@ -40,7 +40,7 @@ def proposals(config: SweepConfig, front: Front) -> list[Proposal]:
 
 def with_workers(config: SweepConfig) -> SweepConfig:
     """The configuration of the confirming trials: two workers where the cluster has room for them."""
-    if config.workers:
+    if config.workers or config.autoscaling:  # what such a cluster may grow to is not known
         return config
     two = dataclasses.replace(config, workers=2, search=dataclasses.replace(config.search, concurrency=1))
     try:

@@ -25,6 +25,9 @@ from clippo.train.loop import FAILURE, fit
 from clippo.train.measure import evaluate_reference
 from clippo.train.step import Frozen, TrialSettings
 
+LOST = "lost_workers"
+"""Key of a report that says how often the workers of a trial were lost and started again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
@@ -67,7 +70,7 @@ def run_trial(
         storage: where Ray Train keeps its own state.
     """
     per_worker = {"CPU": 1.0} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-    callbacks: list[Any] = [TuneReportCallback()] if workers else []
+    callbacks: list[Any] = [_Reports()] if workers else []
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "local": workers == 0},
@@ -84,6 +87,20 @@ def run_trial(
         ),
     )
     trainer.fit()
+
+
+class _Reports(TuneReportCallback):
+    """Forwards what rank 0 reports to Ray Tune, and how often the workers were lost and started again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._lost += 1
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        super().after_report(run_context, [metrics[0] | {LOST: self._lost}], checkpoint)
 
 
 def _train_worker(config: dict[str, Any]) -> None:
