@@ -23,6 +23,7 @@ from clippo.front import hypervolume, pareto_mask
 
 Floats = NDArray[np.float64]
 WORKERS = 4
+LEAST_RETENTION = 0.9
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ class Tabular:
 
     @cached_property
     def reference_points(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Of the hypervolume on validation and on test pictures: the corner that a sweep starts from.
+        """Of the hypervolume, on validation and on test pictures: where a sweep starts, and what it may lose.
 
-        Robustness of the untouched model, and the retention of a model that has lost all that the table's
-        worst one has: what is below either is of no use to anybody, and would hide the rest.
+        Robustness of the untouched model, and a retention of 0.9: who wants a remedy wants neither less
+        robustness nor a model that has lost a tenth of what it could do. Above (0, 0), the reference point
+        of the project's fronts, one good trial makes 95 % of the volume, and all strategies look alike.
         """
-        worst = self.validation[..., -1, 1].min(), self.test[..., 1].min()
-        return (self.untouched[0], float(worst[0])), (self.untouched[1], float(worst[1]))
+        return (self.untouched[0], LEAST_RETENTION), (self.untouched[1], LEAST_RETENTION)
 
     @cached_property
     def best(self) -> tuple[float, float]:

@@ -90,18 +90,17 @@ def levels(bounds: tuple[float, float], n: int) -> list[float]:
 
 
 def grid(size: Size) -> list[TrialSettings]:
-    """Every setting with every seed."""
+    """Every setting with every seed, the first seed of all settings first."""
     n_beta, n_kl, n_rate = size.levels
     return [
         TrialSettings(
             loss=loss, beta=beta, kl_weight=kl, learning_rate=rate, epochs=size.epochs, seed=seed
         )
-        for loss in SEARCH.losses
-        for beta, kl, rate, seed in product(
+        for seed, loss in product(range(size.seeds), SEARCH.losses)
+        for beta, kl, rate in product(
             levels(getattr(SEARCH, f"beta_{loss}"), n_beta),
             levels(SEARCH.kl_weight, n_kl),
             levels(SEARCH.learning_rate, n_rate),
-            range(size.seeds),
         )
     ]  # fmt: skip
 
