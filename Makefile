@@ -3,6 +3,7 @@
 #   make sweep              the demo sweep: ends with its front          (SWEEP_FLAGS="--help" for its flags)
 #   make test               the whole test suite                         (TEST_FLAGS="-k attack")
 #   make lint               style, types, imports
+#   make rehearse           a sweep on an autoscaling cluster of processes, with a killed node and a killed driver
 #   make bench              all benchmarks of speed (benchmarks/README.md)
 #   make pretrain           makes the bundled model anew; about an hour, needs npm
 #   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
@@ -22,7 +23,7 @@ export OMP_NUM_THREADS
 # What an activated environment or the caller's shell sets must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: sweep test lint bench pretrain clean
+.PHONY: sweep test lint rehearse bench pretrain clean
 .DELETE_ON_ERROR:
 
 sweep: $(VENV)/installed
@@ -36,6 +37,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+rehearse: $(VENV)/installed-dev
+	@mkdir -p build
+	REHEARSAL=build/rehearsal.png $(BIN)/python -m pytest tests/integration/test_rehearsal.py --capture=no --quiet
+	@echo "the timeline is in build/rehearsal.png"
 
 pretrain: $(VENV)/installed-pretrain
 	$(BIN)/python -m clippo.demo.pretraining

@@ -10,7 +10,7 @@ import torch
 from clippo.results import ResultStore
 from clippo.train.checkpoint import STATE
 from tests.conftest import S3Server
-from tests.integration.conftest import RayCluster
+from tests.integration.nodes import RayCluster
 
 pytestmark = pytest.mark.timeout(600)
 

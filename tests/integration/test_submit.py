@@ -8,7 +8,7 @@ import pytest
 from clippo.results import ResultStore
 from clippo.train.checkpoint import STATE
 from tests.conftest import S3Server
-from tests.integration.conftest import RayCluster
+from tests.integration.nodes import RayCluster
 
 pytestmark = pytest.mark.timeout(600)
 
