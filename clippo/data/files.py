@@ -5,21 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import urlsplit
-
-import fsspec
 
 from clippo.errors import ClippoError, ConfigError, DataError
-
-# Three attempts, and two of fsspec's on top, report a dead endpoint in less than 15 s.
-_S3_CONFIG = {
-    "connect_timeout": 3,
-    "read_timeout": 60,
-    "retries": {"mode": "standard", "total_max_attempts": 3},
-    "max_pool_connections": 32,
-}
+from clippo.remote import client, reason, refuse_password
 
 
 class File(NamedTuple):
@@ -104,7 +93,7 @@ def reading(path: str) -> Iterator[None]:
     except Exception as error:  # each file system has exceptions of its own
         if is_remote(path):
             # Without its cause, as that may show the request and whatever it was signed with.
-            raise ConfigError(f"cannot read {_public(path)}: {_reason(error)}") from None
+            raise ConfigError(f"cannot read {_public(path)}: {reason(error)}") from None
         if isinstance(error, OSError):
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
         raise
@@ -168,39 +157,5 @@ def _local(path: str) -> str:
 
 
 def _filesystem(path: str) -> Any:
-    # By process, as a client does not survive a fork; by environment, as credentials are renewed there.
-    environment = tuple(item for item in sorted(os.environ.items()) if item[0].startswith("AWS_"))
-    parts = urlsplit(path)
-    if parts.password is not None:
-        raise ConfigError(
-            f"a URL of data at {parts.hostname} carries a password; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY instead"
-        )
-    return _connected(parts.scheme, parts.netloc, os.getpid(), environment)
-
-
-@lru_cache(maxsize=8)
-def _connected(scheme: str, netloc: str, pid: int, environment: tuple[tuple[str, str], ...]) -> Any:
-    # Endpoint and credentials come from where botocore looks for them: the AWS_* variables, ~/.aws, the
-    # instance. No listing is kept, as others write; a picture is read by one request.
-    s3 = {"config_kwargs": _S3_CONFIG, "max_concurrency": 1} if scheme in ("s3", "s3a") else {}
-    fs, _ = fsspec.core.url_to_fs(
-        f"{scheme}://{netloc}", use_listings_cache=False, skip_instance_cache=True, **s3
-    )
-    if s3:
-        fs.retries = 2
-    return fs
-
-
-def _reason(error: Exception) -> str:
-    kind = type(error).__name__  # by name, so that local files need not import botocore
-    said = " ".join(str(error).split())
-    if kind in ("NoCredentialsError", "PartialCredentialsError"):
-        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
-        return "no connection; check AWS_ENDPOINT_URL and the network"
-    if kind in ("ReadTimeoutError", "ConnectionClosedError", "FSTimeoutError"):
-        return "the server does not answer; check that it is up, and try again"
-    if isinstance(error, PermissionError):
-        return "access denied; check the credentials and their rights, or the folder's mode"
-    return f"{kind}: {said}"
+    refuse_password(path, "data")
+    return client(path, max_concurrency=1)  # a picture is read by one request

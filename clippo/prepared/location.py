@@ -21,25 +21,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from clippo.errors import ClippoError, ConfigError, DataError, StoreError
+from clippo.remote import client, connect, node_cache, reason
 
 DOWNLOADS = 8  # files that a node fetches at once
 STALE = 3600  # age of a temporary file whose writer must have died [seconds]
 
 Result = TypeVar("Result")
-
-# Three attempts of 3 s report a dead endpoint in less than 15 s.
-_S3_CONFIG = {
-    "connect_timeout": 3,
-    "read_timeout": 60,
-    "retries": {"mode": "standard", "total_max_attempts": 3},
-}
 
 
 @dataclass(frozen=True)
@@ -47,15 +38,20 @@ class Location:
     """Where prepared sets are kept.
 
     Attributes:
-        cache: folder of this machine that sets are memory-mapped from.
+        folder: folder of a machine that sets are memory-mapped from; None: each node's own (``node_cache``).
         shared: URL below which all nodes find them, such as ``s3://bucket/prefix/prepared``; None when the
-            cache itself is the place.
+            folder itself is the place.
 
     Its methods raise StoreError, in one line and without secrets, when a place cannot be used.
     """
 
-    cache: Path
+    folder: Path | None
     shared: str | None = None
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the machine that asks."""
+        return self.folder or node_cache() / "prepared"
 
     def __str__(self) -> str:
         return self.shared or str(self.cache)
@@ -118,14 +114,14 @@ class Location:
 
     def _using(self, action: str, use: Callable[[Any, str], Result]) -> Result:
         if self.shared is None:
-            fs: Any = fsspec.filesystem("file")
             with self.reporting(action):
-                return use(fs, fs._strip_protocol(str(self.cache)))
-        fs, root = _filesystem(
-            self.shared, tuple(i for i in sorted(os.environ.items()) if i[0][:4] == "AWS_")
-        )
+                return use(*connect(str(self.cache)))
+        try:
+            fs = client(self.shared)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{self.shared!r} is no place for prepared sets: {error}") from error
         with self.reporting(action, Exception):  # each file system has exceptions of its own
-            return use(fs, root.rstrip("/"))
+            return use(fs, fs._strip_protocol(self.shared).rstrip("/"))
 
     @contextmanager
     def reporting(self, action: str, kind: type[Exception] = OSError) -> Iterator[None]:
@@ -135,26 +131,8 @@ class Location:
         except ClippoError:
             raise
         except kind as error:
-            said = " ".join(str(error).split())
             # Without its cause, as that may show the request and whatever it was signed with.
-            raise StoreError(
-                f"cannot {action} {self}: {type(error).__name__}: {said}; "
-                "check the path or URL, the credentials and the space that is left"
-            ) from None
-
-
-@lru_cache(maxsize=4)
-def _filesystem(url: str, environment: tuple[tuple[str, str], ...]) -> tuple[Any, str]:
-    """The file system of a URL, and its path there; anew when credentials or the endpoint change."""
-    s3 = {"config_kwargs": _S3_CONFIG} if url.startswith(("s3://", "s3a://")) else {}
-    try:
-        # No listings cache: other processes write too. The endpoint comes from AWS_ENDPOINT_URL.
-        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **s3)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"{url!r} is no place for prepared sets: {error}") from error
-    if s3:
-        fs.retries = 2  # on top of botocore's; the default of 5 would make 15 attempts
-    return fs, root
+            raise StoreError(f"cannot {action} {self}: {reason(error)}") from None
 
 
 def fetch(digest: str, location: Location) -> Path:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import logging
 import os
@@ -18,15 +17,16 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
 import fsspec.asyn
 from fsspec.implementations.local import LocalFileSystem
 
 from clippo.errors import ConfigError, StoreError
+from clippo.remote import connect, is_s3, reason, refuse_password
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ Result = TypeVar("Result")
 MIN_FREE = 64 << 20  # a local store with less room [bytes] is refused before the first trial
 SLOWEST = 250_000  # an upload slower than this [bytes/s] counts as one that the server does not take
 LONGEST_PAUSE = 10.0  # between two attempts [s]
-# The endpoint and the credentials come from where botocore looks for them: the AWS_* variables, ~/.aws, the
-# instance. Three attempts of 3 s and their pauses report a dead endpoint in less than 15 s.
-_S3_CONFIG = {"connect_timeout": 3, "max_pool_connections": 64}  # the objects of many trials are read at once
 
 
 class StoreUnavailableError(StoreError):
@@ -71,22 +68,17 @@ class Objects:
         attempts: int = 3,
     ) -> None:
         uri = os.fspath(uri)
-        parts, s3 = urlsplit(uri), urlsplit(uri).scheme in ("s3", "s3a")
-        for url in (parts, urlsplit(endpoint_url or "")):
-            if url.password is not None:
-                raise ConfigError(
-                    f"the URL of the result store at {url.hostname} carries a password; "
-                    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
-                )
-        if s3 and not parts.netloc:
+        for url in (uri, endpoint_url or ""):
+            refuse_password(url, "the result store")
+        s3 = is_s3(uri)
+        if s3 and not urlsplit(uri).netloc:
             raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
         if endpoint_url and not s3:
             raise ConfigError(f"{uri!r} has no endpoint ({endpoint_url}); write s3://bucket/prefix")
         self._patience, self._answer = patience, answer
-        retries = {"mode": "standard", "total_max_attempts": attempts}
-        config = {**_S3_CONFIG, "read_timeout": answer, "retries": retries}
-        self._options = {"config_kwargs": config, "endpoint_url": endpoint_url} if s3 else {}
-        self._retries = min(2, attempts)  # of s3fs, on top of botocore's; its default is 5
+        self._s3 = s3
+        # No caches: other processes write too, and credentials may change while this one lives.
+        self._client = partial(connect, uri, answer=answer, attempts=attempts, endpoint_url=endpoint_url)
         self._uri = uri
         self._root = self._connect()
         self.local = isinstance(self._fs, LocalFileSystem)
@@ -164,7 +156,7 @@ class Objects:
         paths = [self._path(key) for key in keys]
 
         def delete() -> None:
-            if self._options:
+            if self._s3:
                 self._call("rm", paths, within=self._answer + len(paths) / 50)  # 1,000 in each request
                 return
             for path in paths:
@@ -191,16 +183,10 @@ class Objects:
 
     def _connect(self) -> str:
         try:
-            # No caches: other processes write too, and credentials may change while this one lives.
-            session = {"session": _session()} if self._options else {}
-            self._fs, root = fsspec.core.url_to_fs(
-                self._uri, use_listings_cache=False, skip_instance_cache=True, **self._options, **session
-            )
+            self._fs, root = self._client()
         except (ValueError, ImportError) as error:
             raise ConfigError(f"{self._uri!r} is no result store: {error}; use s3://bucket/prefix") from error
-        if self._options:
-            self._fs.retries = self._retries
-        return str(root).rstrip("/")
+        return root
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -222,7 +208,7 @@ class Objects:
         path, mode = self._path(key), conditions.get("mode", "overwrite")
         if self.local:
             write_whole(path, data, create=mode == "create")
-        elif self._options:
+        elif self._s3:
             # aiohttp waits for "100 Continue", and for room to send, without any limit of its own.
             within = self._answer + len(data) / SLOWEST
             self._call("pipe_file", path, data, within=within, **conditions)
@@ -230,7 +216,7 @@ class Objects:
             self._fs.pipe_file(path, data, mode=mode)
 
     def _swap(self, key: str, data: bytes, version: str) -> None:
-        if self._options:
+        if self._s3:
             self._put(key, data, IfMatch=version)
         elif self.local:
             folder = os.open(os.path.dirname(self._path(key)), os.O_RDONLY)
@@ -249,7 +235,7 @@ class Objects:
             raise FileExistsError(key)
 
     def _version(self, key: str) -> str:
-        if self._options:
+        if self._s3:
             return str(self._fs.info(self._path(key))["ETag"])
         return hashlib.sha256(self._fs.cat_file(self._path(key))).hexdigest()
 
@@ -269,7 +255,7 @@ class Objects:
             except Exception as error:  # each file system has exceptions of its own
                 passes = _passes(error)
                 kind = StoreUnavailableError if passes else StoreError
-                failure = kind(f"cannot {action} {self.uri}: {_reason(error)}")
+                failure = kind(f"cannot {action} {self.uri}: {reason(error)}")
             if time.monotonic() + pause > end:
                 # Without its cause, as that may show the request and whatever it was signed with.
                 raise failure from None
@@ -280,22 +266,6 @@ class Objects:
             pause = min(2 * pause, LONGEST_PAUSE)
             if not passes:
                 self._connect()  # with credentials that were renewed meanwhile
-
-
-def _session() -> Any:
-    """A new session, with credentials of this moment, but not with megabytes of JSON that are read anew."""
-    from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # it comes with s3fs
-
-    session = AioSession()
-    session.register_component("data_loader", _loader())
-    return session
-
-
-@functools.cache
-def _loader() -> Any:
-    from botocore.loaders import create_loader  # type: ignore[import-untyped]
-
-    return create_loader()
 
 
 def write_whole(path: str | Path, data: bytes, *, create: bool = False) -> None:
@@ -352,23 +322,3 @@ def _passes(error: Exception) -> bool:
 
 
 _EREMOTEIO = getattr(errno, "EREMOTEIO", errno.EIO)  # Linux has it
-
-
-def _reason(error: Exception) -> str:
-    kind = type(error).__name__
-    endpoint = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
-    server = f"{endpoint.scheme}://{endpoint.netloc.rpartition('@')[2]}" if endpoint.netloc else "the server"
-    said = " ".join(str(error).split())
-    if kind in ("NoCredentialsError", "PartialCredentialsError"):
-        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
-        return f"no connection to {server}; check AWS_ENDPOINT_URL and the network"
-    if kind in ("ReadTimeoutError", "ConnectionClosedError", "FSTimeoutError", "TimeoutError"):
-        return f"{server} does not answer; check that it is up, and try again"
-    if isinstance(error, PermissionError):
-        return f"access denied ({said}); check the credentials and their rights, or the directory's mode"
-    if isinstance(error, FileNotFoundError):
-        return f"not found ({said}); create the bucket or directory, or mend the URL"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no room ({said}); free some on its disk"
-    return f"{kind}: {said}; check the URL, the space that is left, and the server"

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from clippo.errors import StoreError
+from clippo.remote import node_cache
 from clippo.results.objects import Objects, StoreUnavailableError
 from clippo.results.spool import Item, Spool
 from clippo.results.store import ResultStore
@@ -244,7 +245,7 @@ class _Overlaid(Objects):
 
 def spool_folder(uri: str, endpoint_url: str | None = None) -> Path:
     """Where objects for a store wait: in CLIPPO_CACHE or the user's cache folder."""
-    cache = Path(os.environ.get("CLIPPO_CACHE", Path.home() / ".cache" / "clippo"))
+    cache = node_cache()
     server = ""
     if uri.startswith("s3"):
         variables = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -40,11 +39,7 @@ def prepared_for(config: SweepConfig, store: ResultStore, console: Console, *, w
 
 
 def location_of(store: ResultStore) -> Location:
-    """Where prepared sets are kept: in a local store, else in the store and, mapped, in each node's cache.
-
-    The cache of a node is CLIPPO_CACHE or the user's cache folder.
-    """
+    """Where prepared sets are kept: in a local store, else in the store and, mapped, in each node's cache."""
     if "://" not in store.uri:
         return Location(Path(store.uri) / "prepared")
-    cache = Path(os.environ.get("CLIPPO_CACHE", Path.home() / ".cache" / "clippo"))
-    return Location(cache / "prepared", f"{store.uri}/prepared")
+    return Location(None, f"{store.uri}/prepared")

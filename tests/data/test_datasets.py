@@ -816,14 +816,24 @@ def test_places_that_do_not_exist(spec: str, complaint: str) -> None:
         ("folder", {}, "no-such-bucket/x", "does not exist"),
         ("table", {}, "{bucket}/no/such.csv", "no such folder or file"),
         ("webdataset", {}, "{bucket}/no/{{0..3}}.tar", "no such folder or file"),
-        ("folder", {"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, "{bucket}/x", "access denied; check the cred"),
+        (
+            "folder",
+            {"AWS_SECRET_ACCESS_KEY": "wrong-secret"},
+            "{bucket}/x",
+            r"access denied \(.*\); check the cred",
+        ),
         (
             "table",
             {"AWS_SECRET_ACCESS_KEY": "wrong-secret"},
             "{bucket}/x.csv",
-            "access denied; check the cred",
+            r"access denied \(.*\); check the cred",
         ),
-        ("folder", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "{bucket}/x", "no connection; check AWS_END"),
+        (
+            "folder",
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            "{bucket}/x",
+            "no connection to http.*; check AWS_END",
+        ),
     ],
     ids=["bucket", "table", "shards", "credentials", "credentials of a table", "endpoint"],
 )

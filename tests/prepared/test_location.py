@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from clippo.config import DataConfig, ModelConfig
 from clippo.errors import DataError, StoreError
 from clippo.model import ClipModel
 from clippo.prepared import Location, build, fetch, open_prepared, prepare, text_features
+from clippo.results import ResultStore
+from clippo.sweep.preparing import location_of
 from tests.conftest import S3Server, free_ports
 
 TINY = DataConfig(train_pictures=12, eval_pictures=4)
@@ -130,12 +133,30 @@ def test_a_set_that_is_nowhere(shared: str, tmp_path: Path) -> None:
             fetch("0123456789abcdef", location)
 
 
+def test_each_node_keeps_a_set_where_it_says_itself(
+    shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "driver"))
+    location = location_of(ResultStore(shared.removesuffix("/prepared")))
+    digest = prepare("typographic", TINY, ModelConfig(), location)
+    assert open_prepared(tmp_path / "driver" / "prepared" / digest).digest == digest
+
+    shipped = pickle.loads(pickle.dumps(location))  # to a node with other disks
+    monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "node"))
+    assert fetch(digest, shipped) == tmp_path / "node" / "prepared" / digest
+    monkeypatch.delenv("CLIPPO_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert fetch(digest, shipped) == tmp_path / "home" / ".cache" / "clippo" / "prepared" / digest
+
+
 def test_a_server_that_is_away_is_one_line(
     shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     began = time.monotonic()
-    with pytest.raises(StoreError, match=rf"^cannot read {shared}: .*check the path or URL[^\n]*$") as error:
+    with pytest.raises(
+        StoreError, match=rf"^cannot read {shared}: no connection to [^\n]*; check AWS_ENDPOINT_URL[^\n]*$"
+    ) as error:
         prepare("typographic", TINY, ModelConfig(), Location(tmp_path, shared))
     assert error.value.__cause__ is None
     assert time.monotonic() - began < 20

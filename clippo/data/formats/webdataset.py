@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tarfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from clippo.data.files import File, find, open_file, read, reading
@@ -27,6 +25,7 @@ from clippo.data.formats.listing import (
 )
 from clippo.data.names import lines
 from clippo.errors import ConfigError, DataError
+from clippo.remote import node_cache
 
 _Index = list[tuple[str, str, int, int]]  # key, label, first byte of the picture, and the one behind its last
 
@@ -94,7 +93,7 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 def _index(shard: File) -> _Index:
     """The samples of a shard; kept in the user's cache, as the whole shard is gone through to find them."""
-    cache = Path(os.environ.get("CLIPPO_CACHE", Path.home() / ".cache" / "clippo")) / "shards"
+    cache = node_cache() / "shards"
     kept = cache / f"{hashlib.sha256(f'1:{shard.path}:{shard.stamp}'.encode()).hexdigest()[:32]}.json"
     try:
         return json.loads(kept.read_bytes())
