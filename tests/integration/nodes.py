@@ -60,7 +60,7 @@ class RayCluster:
         self.user = plain | {"RAY_API_SERVER_ADDRESS": self._dashboard}
         self._head = [
             "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-            f"--temp-dir={folder / 'ray'}", "--num-cpus=0", '--resources={"trial_driver": 3}',
+            "--num-cpus=0", '--resources={"trial_driver": 3}',
             *(self._autoscaling() if autoscaled else []),
         ]  # fmt: skip
 
@@ -98,6 +98,8 @@ class RayCluster:
         agent, metrics = free_ports(2)
         command = [BIN / "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+        # A node unpacks what a job brings with it anew, even over the folder of a node that shares its own.
+        command += [f"--temp-dir={self._folder / f'{len(self._nodes)}'}"]
         command += ["--object-store-memory=200000000", *flags]
         with (self._folder / f"node-{len(self._nodes)}.log").open("wb") as log:
             node = subprocess.Popen(
@@ -123,7 +125,7 @@ class RayCluster:
 
     def kill_driver(self, sweep: str) -> None:
         """The driver of a submitted sweep is gone at once, as by the kernel out of memory."""
-        pattern = f"python sweeps/typo_sweep.py .*--name {sweep}"
+        pattern = f"sweeps/typo_sweep.py .*--name {sweep}"
         for pid in subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split():
             with contextlib.suppress(ProcessLookupError):  # the shell around it may have ended by then
                 os.kill(int(pid), signal.SIGKILL)
@@ -136,7 +138,7 @@ class RayCluster:
 
     def lose_node(self) -> None:
         """The machine that was added last is gone at once, as a spot machine without a notice."""
-        node = self._nodes.pop()
+        node = next(node for node in reversed(self._nodes) if node.poll() is None)
         os.killpg(node.pid, signal.SIGKILL)
         node.wait()
 
@@ -148,9 +150,16 @@ class RayCluster:
         )  # fmt: skip
 
     def submit(self, *flags: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        """A sweep as a job, followed to its end unless the options say otherwise."""
+        """A sweep of the code here as a job, followed to its end unless the options say otherwise."""
         entry_point = ["python", "sweeps/typo_sweep.py", *FLAGS, *flags]
         return self.ray("job", "submit", *options, "--working-dir", ".", "--", *entry_point)
+
+    def submit_installed(
+        self, *flags: str, options: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """The same of the code that the nodes have, as in cluster/kuberay."""
+        entry_point = ["python", str(ROOT / "sweeps/typo_sweep.py"), *FLAGS, *flags]
+        return self.ray("job", "submit", *options, "--", *entry_point)
 
     def close(self) -> None:
         """Ends its nodes; ``ray stop`` would end every Ray on the machine."""

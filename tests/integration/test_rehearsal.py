@@ -78,7 +78,7 @@ def test_from_nothing_to_three_workers_and_back(s3_env: S3Server, tmp_path: Path
         with timeline.watching():
             timeline.wait_for(0)
             timeline.note("submitted")
-            assert cluster.submit(*flags, options=("--no-wait",)).returncode == 0
+            assert cluster.submit_installed(*flags, options=("--no-wait",)).returncode == 0
             timeline.wait_for(3, seconds=120)
             states = f"{s3_env.bucket}/{NAME}/checkpoints/sweep={NAME}/*/{STATE}"
             _wait_until(lambda: len(s3_env.filesystem().glob(states)) >= 3)
@@ -89,7 +89,7 @@ def test_from_nothing_to_three_workers_and_back(s3_env: S3Server, tmp_path: Path
             cluster.kill_driver(NAME)
             before = _ended(results)
             timeline.note("submitted again")
-            done = cluster.submit(*flags)
+            done = cluster.submit_installed(*flags)
             assert done.returncode == 0, done.stdout + done.stderr
             timeline.note("the sweep has ended")
             timeline.wait_for(0, seconds=60)
