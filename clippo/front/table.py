@@ -43,6 +43,7 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
     console.print("\n".join(lines), highlight=False)
     if any(p.confirmed for p in front.points):
         console.print(_confirmation(front))
+        console.print()
     console.print(_comparison(front))
     console.print("\n".join([_gain(front), _seeds(front), "", NOTES]), highlight=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import optuna
@@ -9,7 +10,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from clippo.config import SearchConfig
 from clippo.errors import ConfigError
@@ -46,9 +47,11 @@ class Mirror:
                 optuna.delete_study(study_name=name, storage=storage)
             directions = ["maximize" if is_maximised(o) else "minimize" for o in search.objectives]
             study = optuna.create_study(study_name=name, storage=storage, directions=directions)
-            study.set_metric_names(list(search.objectives))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(search.objectives))
             study.set_user_attr(OWNER, results)
-        except (OSError, ImportError, optuna.exceptions.OptunaError) as error:
+        except (OSError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             raise ConfigError(f"search.mirror is {search.mirror!r}: {_first_line(error)}") from error
         self._study: optuna.Study | None = study
 

@@ -165,6 +165,9 @@ class HalvingScheduler(FIFOScheduler):
         self._halving, self._score, self._on_decision = halving, score, on_decision
         self.stopped: dict[str, Decision] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its scheduler to restore it; a sweep is resumed from its tables instead
+
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Takes no metric, there being several; ``metric`` is then a name that Tune asks of no report."""
         return not metric and not mode and bool(super().set_search_properties(None, None, **spec))

@@ -128,6 +128,9 @@ class Search(Searcher):
             self._settings[number] = setting
         self._queue = [*again, *others]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher to restore it; a sweep is resumed from its tables instead
+
     @property
     def started(self) -> int:
         """Trials of the search that have been started, those of earlier runs included."""

@@ -1,24 +1,35 @@
 """The searcher alone: what it proposes and what Optuna is told."""
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from clippo.config import SearchConfig
 from clippo.errors import ConfigError
-from clippo.sweep.search import Search
-from clippo.sweep.space import params_of, settings_of
+from clippo.sweep.budget import Budget
+from clippo.sweep.mirror import Mirror
+from clippo.sweep.search import Outcome, Proposal, Search
+from clippo.sweep.space import fits, params_of, settings_of
 from clippo.train.loop import FAILURE
 
+SAMPLERS = get_args(get_type_hints(SearchConfig)["sampler"])
 ONE_AT_A_TIME = SearchConfig(concurrency=1, trials=12, seed=5)
 
 
-def score(report: Any) -> list[float] | None:
-    values = [report.get("robustness"), report.get("retention")]
-    return None if any(v is None or not math.isfinite(v) for v in values) else values
+def score(report: Any) -> dict[str, float] | None:
+    numbers = {"robustness": report.get("robustness"), "retention": report.get("retention")}
+    return None if any(v is None or not math.isfinite(v) for v in numbers.values()) else numbers
+
+
+def reached(settings: dict[str, Any]) -> dict[str, float]:
+    """A trial's numbers: smooth in its settings, with a trade-off."""
+    kept = 1 / (1 + 1e3 * settings["learning_rate"] / settings["kl_weight"])
+    return {"robustness": 1 - kept**2 + 1e-3 * settings.get("seed", 0), "retention": kept}
 
 
 def drive(search: Search, n: int) -> list[dict[str, Any]]:
@@ -27,17 +38,36 @@ def drive(search: Search, n: int) -> list[dict[str, Any]]:
         config = search.suggest(f"ray{i}")
         assert isinstance(config, dict)
         proposed.append(config)
-        settings = config["settings"]
-        values = {"robustness": settings["learning_rate"] * 1e3, "retention": -settings["kl_weight"]}
-        search.on_trial_complete(f"ray{i}", values)
+        search.on_trial_complete(f"ray{i}", reached(config["settings"]))
     return proposed
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def finished_of(proposed: list[dict[str, Any]]) -> dict[int, tuple[dict[str, Any], Outcome]]:
+    return {int(p["trial_id"]): (p["settings"], Outcome(reached(p["settings"]))) for p in proposed}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_seed_one_sequence(sampler: Any) -> None:
+    config = SearchConfig(concurrency=1, trials=10, seed=5, sampler=sampler)
+    first = drive(Search(config, score), 10)
+    assert drive(Search(config, score), 10) == first
+    other = SearchConfig(concurrency=1, trials=10, seed=6, sampler=sampler)
+    assert drive(Search(other, score), 4) != first[:4]
+    assert len({str(p["settings"]) for p in first}) > 8, "it does not stay where it began"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_resumed_sampler_knows_what_was_found_and_draws_something_new(sampler: Any) -> None:
     config = SearchConfig(concurrency=1, trials=12, seed=5, sampler=sampler)
-    assert drive(Search(config, score), 12) == drive(Search(config, score), 12)
-    assert drive(Search(config, score), 4) != drive(Search(SearchConfig(concurrency=1, seed=6), score), 4)
+    whole = Search(config, score)
+    before = drive(whole, 8)
+    search = Search(config, score, finished=finished_of(before))
+    known = [(t.state, t.params, t.values) for t in search.study.trials]
+    assert known == [(t.state, t.params, t.values) for t in whole.study.trials]
+    after = drive(search, 4)
+    assert [p["trial_id"] for p in after] == ["00008", "00009", "00010", "00011"]
+    assert len({str(p["settings"]) for p in [*before, *after]}) > 8
+    assert all(t.state == TrialState.COMPLETE for t in search.study.trials)
 
 
 def test_each_loss_has_its_own_range_of_beta() -> None:
@@ -71,35 +101,254 @@ def test_a_trial_without_finite_objectives_is_told_fail(report: dict[str, Any]) 
     assert search.study.trials[0].user_attrs[FAILURE] == report.get(FAILURE, "no finite objectives")
 
 
+def test_a_trial_that_was_stopped_is_told_pruned_with_what_it_reached() -> None:
+    search = Search(ONE_AT_A_TIME, score, was_stopped={"ray1"}.__contains__)
+    drive(search, 2)
+    whole, stopped = search.study.trials
+    assert (whole.state, stopped.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert stopped.values is None
+    assert stopped.user_attrs["partial"][0].keys() == {"robustness", "retention"}
+    assert search.study.best_trials == [whole]
+
+
 def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
     before = drive(Search(ONE_AT_A_TIME, score), 6)
     started: list[tuple[str, int]] = []
+    finished = finished_of(before[:4]) | {4: (before[4]["settings"], Outcome(None, reason="diverged"))}
     search = Search(
         ONE_AT_A_TIME,
         score,
-        finished=[{"settings": p["settings"], "values": [0.5, 0.9]} for p in before[:4]]
-        + [{"settings": before[4]["settings"], "values": None}],
-        unfinished=[{"trial_id": "00005", "attempt": 0, "settings": before[5]["settings"]}],
-        next_number=6,
+        finished=finished,
+        unfinished=[Proposal("00005", 0, before[5]["settings"])],
+        others=[Proposal("cross_entropy", 0, {"loss": "cross_entropy"})],
         on_start=lambda trial_id, attempt, settings: started.append((trial_id, attempt)),
     )
-    assert [t.state for t in search.study.trials] == [TrialState.COMPLETE] * 4 + [TrialState.FAIL]
+    states = [t.state for t in search.study.trials]
+    assert states == [TrialState.COMPLETE] * 4 + [TrialState.FAIL, TrialState.RUNNING]
     again = search.suggest("ray0")
     assert again == {"trial_id": "00005", "attempt": 1, "settings": before[5]["settings"]}
-    fresh = search.suggest("ray1")
+    assert search.suggest("ray1") == {
+        "trial_id": "cross_entropy",
+        "attempt": 0,
+        "settings": {"loss": "cross_entropy"},
+    }
+    fresh = search.suggest("ray2")
     assert isinstance(fresh, dict)
-    assert fresh["trial_id"] == "00006"
-    assert started == [("00005", 1), ("00006", 0)]
+    assert started == [("00005", 1), ("cross_entropy", 0), ("00006", 0)]
+    search.on_trial_complete("ray0", reached(before[5]["settings"]))
+    search.on_trial_complete("ray1", {})
+    assert search.study.trials[5].params == params_of(before[5]["settings"])
+    assert [t.state for t in search.study.trials[5:]] == [TrialState.COMPLETE, TrialState.RUNNING]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_resumed_sweep_does_not_draw_the_same_again(sampler: Any) -> None:
-    config = SearchConfig(concurrency=1, trials=12, seed=5, sampler=sampler)
+# ---- replicates
+
+
+REPLICATED = SearchConfig(concurrency=1, trials=6, replicates=3, seed=5)
+
+
+def test_replicates_share_their_settings_and_optuna_is_told_their_mean() -> None:
+    search = Search(REPLICATED, score)
+    proposed = drive(search, 6)
+    assert [p["settings"]["seed"] for p in proposed] == [5, 6, 7, 5, 6, 7]
+    plain = [{k: v for k, v in p["settings"].items() if k != "seed"} for p in proposed]
+    assert plain[0] == plain[1] == plain[2] != plain[3]
+    assert search.suggest("one more") == Searcher.FINISHED
+    assert len(search.study.trials) == 2
+    first = search.study.trials[0]
+    assert first.values == pytest.approx(list(reached(proposed[1]["settings"]).values()))
+    assert first.user_attrs["sd"] == pytest.approx({"robustness": 1e-3, "retention": 0.0})
+    assert first.user_attrs["trials"] == [0, 1, 2]
+
+
+def test_a_failed_replicate_does_not_sink_its_settings() -> None:
+    search = Search(REPLICATED, score, was_stopped={"ray1"}.__contains__)
+    configs = [search.suggest(f"ray{i}") for i in range(3)]
+    search.on_trial_complete("ray0", {FAILURE: "out of memory"})
+    search.on_trial_complete("ray1", reached(configs[1]["settings"]))  # type: ignore[index]
+    assert search.study.trials[0].state == TrialState.RUNNING
+    numbers = reached(configs[2]["settings"])  # type: ignore[index]
+    search.on_trial_complete("ray2", numbers)
+    assert search.study.trials[0].values == list(numbers.values())
+
+
+def test_a_resume_completes_the_replicates_that_were_begun() -> None:
+    before = drive(Search(REPLICATED, score), 4)
+    search = Search(
+        REPLICATED,
+        score,
+        finished=finished_of([before[0], before[1]]),
+        unfinished=[Proposal("00003", 0, before[3]["settings"])],
+    )
+    assert [t.state for t in search.study.trials] == [TrialState.RUNNING] * 2
+    proposed = drive(search, 4)
+    assert sorted((p["trial_id"], p["attempt"]) for p in proposed) == [
+        ("00002", 0), ("00003", 1), ("00004", 0), ("00005", 0),
+    ]  # fmt: skip
+    assert {p["settings"]["seed"] for p in proposed if p["trial_id"] != "00003"} == {6, 7}
+    assert search.suggest("one more") == Searcher.FINISHED
+    assert [t.state for t in search.study.trials] == [TrialState.COMPLETE] * 2
+    assert search.study.trials[0].params == params_of(before[0]["settings"])
+
+
+# ---- objectives, constraint, budget
+
+
+def test_objectives_that_are_minimised_and_three_of_them() -> None:
+    config = SearchConfig(
+        trials=4, concurrency=1, objectives=("robustness", "attack_success_rate:attacked/seen", "device_s")
+    )
+    directions = [d.name for d in Search(config, score).study.directions]
+    assert directions == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+
+
+@pytest.mark.parametrize("objectives", [("robustness",), ("a", "b", "c", "d"), ("retention", "retention")])
+def test_two_or_three_objectives(objectives: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="two or three different ones"):
+        SearchConfig(objectives=objectives)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_the_sampler_knows_the_least_retention(sampler: Any) -> None:
+    def kept(bound: float) -> list[float]:
+        config = SearchConfig(
+            concurrency=1, trials=60, seed=1, sampler=sampler, min_retention=bound, losses=("dpo",)
+        )
+        search = Search(config, score)
+        proposed = drive(search, 60)
+        for trial, proposal in zip(search.study.trials, proposed, strict=True):
+            retention = reached(proposal["settings"])["retention"]
+            assert trial.constraints == ({"min_retention": bound - retention} if bound else {})
+        feasible = [t.values[1] >= bound for t in search.study.best_trials]
+        assert all(feasible)
+        return [reached(p["settings"])["retention"] for p in proposed[30:]]
+
+    bound = 0.97
+    free, bounded = (sum(r >= bound for r in kept(b)) for b in (0.0, bound))
+    assert bounded > free + 3, "more of the later trials keep to the bound"
+
+
+def test_the_least_retention_holds_for_trials_that_come_back() -> None:
+    config = SearchConfig(concurrency=1, trials=4, min_retention=0.9)
     before = drive(Search(config, score), 3)
-    finished = [{"settings": p["settings"], "values": [0.5, 0.9]} for p in before]
-    after = drive(Search(config, score, finished=finished, next_number=3), 3)
-    rates = {p["settings"]["learning_rate"] for p in [*before, *after]}
-    assert len(rates) == 6
+    again = Search(config, score, finished=finished_of(before))
+    assert [t.constraints for t in again.study.trials] == [
+        {"min_retention": 0.9 - reached(p["settings"])["retention"]} for p in before
+    ]
+
+
+UNTOUCHED = {"robustness": 0.2, "retention": 1.0}
+
+
+def test_device_hours_and_patience_run_out() -> None:
+    budget = Budget(SearchConfig(device_hours=1.0), UNTOUCHED)
+    budget.spend(3000, None)
+    assert budget.exhausted() is None
+    budget.spend(700, {"robustness": 0.5, "retention": 0.9})
+    assert budget.exhausted() == "1.03 of 1 device-hours are spent"
+
+    patient = Budget(SearchConfig(patience=2), UNTOUCHED)
+    for numbers in ({"robustness": 0.5, "retention": 0.9}, {"robustness": 0.4, "retention": 0.9}):
+        patient.spend(1, numbers)
+    assert patient.exhausted() is None
+    patient.spend(1, {"robustness": 0.6, "retention": 0.9})  # it grows again
+    patient.spend(1, None)
+    patient.spend(1, {"robustness": 0.6, "retention": 0.9})
+    assert patient.exhausted() == "the hypervolume has not grown for 2 trials"
+    assert Budget(SearchConfig(wall_hours=1e-9), UNTOUCHED).exhausted() == "1e-09 hours are over"
+
+
+def test_a_spent_budget_ends_the_search_but_not_in_the_middle_of_replicates() -> None:
+    reasons: list[str | None] = [None]
+    search = Search(REPLICATED, score, exhausted=lambda: reasons[-1])
+    drive(search, 1)
+    reasons.append("enough")
+    drive(search, 2)
+    assert search.suggest("one more") == Searcher.FINISHED
+    assert [t.state for t in search.study.trials] == [TrialState.COMPLETE]
+    assert search.started == 3
+
+
+# ---- other sweeps, other programs
+
+
+def test_trials_of_other_sweeps_teach_the_sampler() -> None:
+    config = SearchConfig(concurrency=1, trials=12, seed=5)
+    known = list(finished_of(drive(Search(config, score), 12)).values())
+    search = Search(config, score, known=known)
+    assert len(search.study.trials) == 12
+    fresh = search.suggest("ray0")
+    assert isinstance(fresh, dict)
+    assert fresh["trial_id"] == "00000"
+    assert fresh != Search(config, score).suggest("ray0"), (
+        "not the first random draw: there is enough to model"
+    )
+
+
+def test_settings_of_another_search_may_not_fit() -> None:
+    config = SearchConfig(kl_weight=(0.1, 10.0), losses=("dpo", "ipo"))
+    settings = {"loss": "dpo", "beta": 0.1, "kl_weight": 1.0, "learning_rate": 1e-4, "epochs": 2, "seed": 3}
+    assert fits(settings, config, "image")
+    assert not fits(settings | {"kl_weight": 30.0}, config, "image")
+    assert not fits(settings | {"loss": "kto"}, config, "image")
+    assert not fits(settings, config, "transform"), "it has no orthogonality"
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///{}", "journal:{}"])
+def test_a_mirror_shows_what_the_study_knows(kind: str, tmp_path: Path) -> None:
+    url = kind.format(tmp_path / "study")
+    config = SearchConfig(concurrency=1, trials=4, mirror=url, min_retention=0.5)
+    said: list[str] = []
+    storage = (
+        url
+        if "sqlite" in url
+        else optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(tmp_path / "study"))
+        )
+    )
+
+    def mirrored() -> list[Any]:
+        shown = optuna.load_study(study_name="night", storage=storage)
+        assert shown.metric_names == ["robustness", "retention"]
+        return [(t.state, t.params, t.values, t.constraints) for t in shown.trials]
+
+    search = Search(config, score, on_told=Mirror(config, "night", "results", said.append).told)
+    before = drive(search, 3)
+    assert mirrored() == [(t.state, t.params, t.values, t.constraints) for t in search.study.trials]
+    # A resumed sweep tells all again, and nothing is there twice.
+    again = Mirror(config, "night", "results", said.append)
+    search = Search(config, score, finished=finished_of(before), on_told=again.told)
+    drive(search, 1)
+    assert mirrored() == [(t.state, t.params, t.values, t.constraints) for t in search.study.trials]
+    with pytest.raises(ConfigError, match="another origin"):
+        Mirror(config, "night", "other results", said.append)
+    assert not said
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("sqlite:////nowhere/at/all.db", "unable to open"),
+        ("nonsense", "journal:FILE or a database URL"),
+        ("postgresql://user:hunter2@localhost/db", "carries a password"),
+    ],
+)
+def test_a_mirror_that_cannot_be_used(url: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        Mirror(SearchConfig(mirror=url), "night", "results", print)
+    assert "\n" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_mirror_that_fails_later_ends_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    config = SearchConfig(concurrency=1, trials=4, mirror=f"sqlite:///{tmp_path / 'study.db'}")
+    search = Search(config, score, on_told=Mirror(config, "night", "results", said.append).told)
+    drive(search, 1)
+    optuna.delete_study(study_name="night", storage=config.mirror)
+    drive(search, 3)
+    assert len(said) == 1
+    assert "no longer written" in said[0]
 
 
 def test_settings_and_parameters_are_two_spellings_of_one_thing() -> None:
