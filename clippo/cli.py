@@ -123,8 +123,8 @@ class FrontCommand:
     sweep: str = ""
     """Name of the sweep; needed when the store holds more than one."""
     min_retention: float | None = None
-    """What the recommended point must keep of what the untouched model can do; default: the bound of the sweep,
-    or 0.98 [share]."""
+    """What the recommended point must keep of what the untouched model can do; default: the bound of the
+    sweep, or 0.98 [share]."""
     all: bool = False
     """Print the whole front and not some well-spread points of it."""
     json: bool = False
@@ -157,8 +157,8 @@ class ReportCommand:
     sweep: str = ""
     """Name of the sweep; needed when the store holds more than one."""
     min_retention: float | None = None
-    """What the recommended point must keep of what the untouched model can do; default: the bound of the sweep,
-    or 0.98 [share]."""
+    """What the recommended point must keep of what the untouched model can do; default: the bound of the
+    sweep, or 0.98 [share]."""
 
     def run(self) -> int:
         from clippo.front.report import write_report  # Altair and Optuna take a second to import
@@ -368,11 +368,10 @@ class DoctorCommand(SweepConfig):
         from clippo.doctor import examine, print_findings  # Ray and torch take seconds
 
         config = SweepConfig(**{f.name: getattr(self, f.name) for f in fields(SweepConfig)})
-        findings = list(
-            examine(config, probe_trial=self.probe_trial, price_per_device_hour=self.price_per_device_hour)
+        findings = examine(
+            config, probe_trial=self.probe_trial, price_per_device_hour=self.price_per_device_hour
         )
-        print_findings(findings, Console())
-        return 2 if any(found.problem for found in findings) else 0
+        return 2 if print_findings(findings, Console()) else 0
 
 
 class Command(Protocol):
@@ -440,4 +439,12 @@ def _quiet(verbose: bool, *, one_thread: bool = True) -> None:
         os.environ.setdefault("GLOG_minloglevel", "3")
     # Tune would swallow the first Ctrl-C and end as if the sweep were done; ``ray job stop`` sends SIGTERM.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """Ends a command in good order; asked again, at once: what is kept is safe, and so is what waits."""
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, lambda *_: os._exit(130))
+    raise KeyboardInterrupt

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -134,7 +134,7 @@ def s3_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 ROOT = Path(__file__).parents[1]
 SMALL_SWEEP = ["--data.train-pictures", "160", "--data.eval-pictures", "24"]
-SMALL_SWEEP += ["--search.epochs", "1", "1", "--search.trials", "4"]
+SMALL_SWEEP += ["--search.epochs", "1", "1", "--search.trials", "4", "--search.confirm", "0"]
 
 
 def clippo(*args: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
@@ -149,11 +149,33 @@ def sweep(*flags: str, timeout: float = 400) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 
+@contextlib.contextmanager
+def running_sweep(
+    results: str | Path, until: Callable[[], bool], *flags: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A sweep that still runs when ``until`` comes true; dead, with its Ray, afterwards."""
+    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL_SWEEP, "--results", str(results), *flags]
+    driver = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with driver:
+        try:
+            deadline = time.monotonic() + 400
+            while not until():
+                assert driver.poll() is None, driver.communicate()
+                assert time.monotonic() < deadline, "it did not come so far"
+                time.sleep(0.05)
+            yield driver
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished sweep of four trials: its results and what it printed."""
+    """A finished sweep of four trials, one of them confirmed: its results and what it printed."""
     results = tmp_path_factory.mktemp("sweep") / "results"
-    done = sweep("--results", str(results), "--name", "four")
+    done = sweep("--results", str(results), "--name", "four", "--confirm", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     return results, done.stdout + done.stderr
 
@@ -200,3 +222,9 @@ def clip() -> ClipModel:
 def frozen(clip: ClipModel, small_set: PreparedSet) -> Frozen:
     """Its text features and logit scale."""
     return Frozen(clip.text_features([f"a photo of a {c}" for c in small_set.classes]), clip.logit_scale)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak", action="store_true", help="end a sweep at many moments (tests/sweep/test_kill.py)"
+    )

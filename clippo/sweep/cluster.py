@@ -28,7 +28,13 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
     ray.init(
-        address, resources=drivers, include_dashboard=False, log_to_driver=config.verbose, logging_level=level
+        address,
+        resources=drivers,
+        # Before Ray Train frees the workers of a stopped trial, it asks the dashboard whether its controller
+        # lives; without one it never does (Ray 2.60).
+        include_dashboard=config.workers > 0,
+        log_to_driver=config.verbose,
+        logging_level=level,
     )
     try:
         yield

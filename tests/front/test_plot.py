@@ -44,11 +44,14 @@ def make_point(
         retention=retention,
         retention_interval=(retention - 0.01, min(retention + 0.01, 1)),
         on_front=on_front,
+        feasible=retention >= 0.98,
         probability=0.8 if on_front else 0.1,
         chance=0.95,
         group=1 if on_front else 0,
         test=test,
         test_intervals={n: (v - 0.01, v + 0.01) for n, v in test.items()},
+        confirmed={},
+        confirmed_intervals={},
     )
 
 
@@ -67,6 +70,7 @@ def make_front(*more: Point, alone: bool = False) -> Front:
         hypervolume_interval=(0.681, 0.733),
         completed=len(points) - 1,
         failed=2 if alone else 0,
+        stopped=0,
         min_retention=0.98,
         recommended=points[0] if alone else points[1],
         alike=[],

@@ -318,3 +318,39 @@ def test_five_thousand_trials_take_seconds() -> None:
     assert time.process_time() - started < 15  # some 4 s on an idle machine
     assert len(made.points) > 50_000
     assert made.front
+
+
+def test_a_confirmation_stands_beside_the_point_and_changes_nothing_else() -> None:
+    """Trials 00000 to 00003 have a second seed here; as confirmations they are no repetitions."""
+    repeated = make_sweep(8, seeds=2, seed_sd=0.02)
+    ids = {f"{i:05d}-s1": f"confirm-{i:05d}" for i in range(4)}
+
+    def renamed(table: pa.Table) -> pa.Table:
+        column = pa.array([ids.get(i, i) for i in table["trial_id"].to_pylist()])
+        return table.set_column(table.column_names.index("trial_id"), "trial_id", column)
+
+    searched = [t for t in repeated.trials if t["trial_id"] not in ids]
+    alone = front(Sweep(searched, repeated.evals))
+    confirmed = read_front("made", renamed(repeated.trial_table), renamed(repeated.evals), **SETS)
+    again = {(p.trial_id, p.variant): p for p in confirmed.points if p.confirmed}
+    assert {i for i, _ in again} == {"00000", "00001", "00002", "00003"}
+    reference = counts_of(repeated, "reference", "reference")
+    for (trial_id, variant), p in again.items():
+        expected = objectives(counts_of(repeated, f"{trial_id}-s1", variant), reference, split="test", **SETS)
+        assert {n: p.confirmed[n] for n in expected} == pytest.approx(expected)
+        assert all(low <= p.confirmed[n] <= high for n, (low, high) in p.confirmed_intervals.items())
+    plain = [replace(p, confirmed={}, confirmed_intervals={}) for p in confirmed.points]
+    assert plain == alone.points
+    assert (confirmed.repeated, confirmed.completed) == (0, alone.completed)
+    assert confirmed.device_s == alone.device_s + 4 * 36, "it was paid for all the same"
+
+
+def test_what_is_feasible_and_what_was_stopped() -> None:
+    sweep = make_sweep(8)
+    trials = [t | ({"status": "stopped_early"} if t["trial_id"] == "00001" else {}) for t in sweep.trials]
+    made = front(Sweep(trials, sweep.evals), min_retention=0.95)
+    assert [p.feasible for p in made.points] == [p.retention >= 0.95 for p in made.points]
+    assert {p.feasible for p in made.points} == {True, False}
+    assert made.stopped == 1
+    assert "00001" not in {p.trial_id for p in made.points}
+    assert made.to_json()["stopped_early"] == 1

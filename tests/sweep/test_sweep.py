@@ -1,6 +1,5 @@
 """The whole sweep as a user runs it: a process, real Ray, real stores."""
 
-import contextlib
 import io
 import json
 import os
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,7 @@ from PIL import Image
 
 from clippo.results import ResultStore
 from clippo.train.checkpoint import POLICY, STATE
-from tests.conftest import SMALL_SWEEP as SMALL
-from tests.conftest import S3Server, clippo, sweep
+from tests.conftest import S3Server, clippo, running_sweep, sweep
 
 pytestmark = pytest.mark.timeout(900)  # each test starts Ray once or twice
 
@@ -30,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_it_prints_progress_the_front_and_where_things_are(finished: tuple[Path, str]) -> None:
     results, printed = finished
-    assert "   5/5  " in printed
+    assert "   6/6  " in printed
+    assert "confirmed with" in printed
     assert "Pareto front of four" in printed
     assert "untouched" in printed
     assert f"clippo front {results} --sweep four" in printed
@@ -42,7 +40,14 @@ def test_every_trial_has_its_rows(finished: tuple[Path, str]) -> None:
     store = ResultStore(str(finished[0]))
     trials = store.trials("four").to_pylist()
     numbered = ["00000", "00001", "00002", "00003"]
-    assert sorted(t["trial_id"] for t in trials) == [*numbered, "cross_entropy", "reference"]
+    [confirming] = [t for t in trials if t["trial_id"].startswith("confirm-")]
+    assert sorted(t["trial_id"] for t in trials if t is not confirming) == [
+        *numbered, "cross_entropy", "reference",
+    ]  # fmt: skip
+    [confirmed] = [t for t in trials if f"confirm-{t['trial_id']}" == confirming["trial_id"]]
+    same = ("loss", "beta", "kl_weight", "learning_rate", "epochs")
+    assert [confirming[n] for n in same] == [confirmed[n] for n in same]
+    assert (confirming["seed"], confirming["workers"]) == (1, 2 if (os.cpu_count() or 1) > 1 else 0)
     tuned = [t for t in trials if t["trial_id"] in numbered]
     assert {t["status"] for t in trials} == {"completed"}
     for t in tuned:
@@ -64,7 +69,7 @@ def test_every_trial_has_its_rows(finished: tuple[Path, str]) -> None:
     curve = [f"alpha={a / 10:g}" for a in range(11)]
     tuned_trials = ("cross_entropy", *(f"0000{i}" for i in range(4)))
     assert variants == {("reference", "reference")} | {
-        (trial, v) for trial in tuned_trials for v in ("averaged", "last", *curve)
+        (trial, v) for trial in (*tuned_trials, confirming["trial_id"]) for v in ("averaged", "last", *curve)
     }
     by_set = {(r["trial_id"], r["variant"], r["eval_set"]): r["n_correct"] for r in evals.to_pylist()}
     for (trial, variant, name), correct in by_set.items():
@@ -77,6 +82,7 @@ def test_the_front_of_the_rows(finished: tuple[Path, str]) -> None:
     front = json.loads(printed.stdout)
     assert front["completed"] == 5, "four trials and plain fine-tuning"
     assert front["failed"] == 0
+    assert [p["trial_id"] for p in front["points"] if p["confirmed"]], "a point of the front was confirmed"
     assert 0 < front["hypervolume_interval"][0] <= front["hypervolume_interval"][1] <= 1
     assert front["hypervolume_interval"][0] <= front["hypervolume"] <= 1
     assert front["reference"]["retention"] == 1.0
@@ -105,26 +111,6 @@ def test_a_name_of_another_configuration_is_refused(finished: tuple[Path, str]) 
     assert other.stderr.count("\n") == 1
     assert "data.split_seed" in other.stderr
     assert "another --name" in other.stderr
-
-
-@contextlib.contextmanager
-def running_sweep(results: Path, until: Callable[[], bool], *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep that still runs when ``until`` comes true; dead, with its Ray, afterwards."""
-    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL, "--results", str(results), *flags]
-    driver = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    with driver:
-        try:
-            deadline = time.monotonic() + 400
-            while not until():
-                assert driver.poll() is None, driver.communicate()
-                assert time.monotonic() < deadline, "it did not come so far"
-                time.sleep(0.05)
-            yield driver
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(driver.pid, signal.SIGKILL)
 
 
 def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
@@ -292,3 +278,18 @@ def test_the_gallery_shows_what_each_model_said(finished: tuple[Path, str]) -> N
         assert Image.open(io.BytesIO(row["picture"])).size == (96, 96)
     fooled = sum(json.loads(r["predictions_json"])["reference"] == r["attack_word"] for r in rows)
     assert fooled >= 8, "the untouched model reads most of them as the word"
+
+
+def test_interrupted_twice_it_is_gone_at_once(tmp_path: Path) -> None:
+    def it_searches() -> bool:
+        return bool(list(tmp_path.glob("started/*/*.json")))
+
+    with running_sweep(tmp_path, it_searches, "--name", "twice") as driver:
+        driver.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        driver.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = driver.communicate(timeout=100)
+        assert time.monotonic() - began < 2
+    assert driver.returncode == 130, out + err
+    assert "Traceback" not in out + err
