@@ -4,6 +4,7 @@
 #   make test               the whole test suite                         (TEST_FLAGS="-k attack")
 #   make lint               style, types, imports
 #   make rehearse           a sweep on an autoscaling cluster of processes, with a killed node and a killed driver
+#   make soak               ends a sweep at twenty random moments and runs it again; half an hour
 #   make bench              all benchmarks of speed (benchmarks/README.md)
 #   make pretrain           makes the bundled model anew; about an hour, needs npm
 #   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
@@ -23,7 +24,7 @@ export OMP_NUM_THREADS
 # What an activated environment or the caller's shell sets must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: sweep test lint rehearse bench pretrain clean
+.PHONY: sweep test soak lint rehearse bench pretrain clean
 .DELETE_ON_ERROR:
 
 sweep: $(VENV)/installed
@@ -31,6 +32,9 @@ sweep: $(VENV)/installed
 
 test: $(VENV)/installed-dev $(VENV)/browser
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/sweep/test_kill.py --soak $(TEST_FLAGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -78,7 +78,8 @@ CASES = (
     Case(BUNDLED, "transform", "fp32", 64, 16),
     Case(VIT, "transform", "fp32", 16, 8),
     Case(VIT, "last:4", "bf16", 16, 2),
-    Case(VIT, "image", "bf16", 8, 1),
+    Case(VIT, "image", "bf16", 16, 1),
+    Case(VIT, "image", "bf16", 64, 1),
 )
 SMOKE_CASES = (Case(BUNDLED, "last:1", "auto", 8, 2), Case(TINY, "transform", "fp32", 2, 2))
 

@@ -95,7 +95,9 @@ def main(*, trials: int = 16, smoke: bool = False, results: Path = RESULTS) -> N
                 "--data.train-pictures": pictures, "--data.eval-pictures": eval_pictures,
             }  # fmt: skip
             command = ["sweeps/typo_sweep.py", *(str(word) for flag in flags.items() for word in flag)]
-            command += ["--search.epochs", *map(str, epochs), "--search.baselines", *more]  # no baselines
+            # Neither baselines nor confirmation: the other side has none.
+            command += ["--search.epochs", *map(str, epochs), "--search.confirm", "0", "--search.baselines"]
+            command += more
             seconds = run(command, folder / f"ours-{number}.log")
             console.print(f"clippo, {trials} trials: {seconds:.1f} s", highlight=False)
             return seconds
