@@ -45,8 +45,8 @@ class DataConfig:
     """demo (the bundled pictures), folder:PATH, table:PATH (CSV or Parquet), webdataset:PATH or
     torchvision:NAME:PATH; PATH is local or s3://."""
     class_names: str = ""
-    """Readable names of the source's classes: imagenet (for folders named n01440764), or a file of them (a
-    name a line in the order of the classes, or CSV or JSON from class to name)."""
+    """Readable names of the source's classes: a file (a name a line in the order of the classes, or CSV or
+    JSON from class to name), or imagenet for classes 0 to 999; WordNet ids (n01440764) need neither."""
     picture_size: int = 0
     """Side that a picture is resized and cropped to before a word is drawn on it, and from there to the
     model's size; 0: the model's own [pixels]."""

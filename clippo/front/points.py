@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from clippo.front.counts import (
 )
 from clippo.front.evidence import HV_REFERENCE_POINT, Evidence, Mask, Noise, interval_of
 from clippo.front.pareto import pareto_mask
+from clippo.front.searched import PLAIN, searched_front
 from clippo.front.uncertainty import Array, seed_spread, wilson_interval
 from clippo.results import ResultStore, View
 
@@ -135,6 +136,7 @@ class Front:
         stopped: trials that were stopped early; they offer no point.
         repeated: settings that were run with several seeds; 0: what another seed would give is not known.
         seed_sd: the standard deviation of robustness and retention between seeds.
+        searched: where the search had other objectives, the points that no other beats in those.
     """
 
     sweep: str
@@ -154,6 +156,7 @@ class Front:
     device_s: float
     repeated: int
     seed_sd: Bounds
+    searched: list[tuple[Point, dict[str, float]]] = field(default_factory=list)
 
     @property
     def front(self) -> list[Point]:
@@ -203,6 +206,7 @@ class Front:
             },
             "reference": _plain(self.reference),
             "points": [_plain(p) for p in self.front],
+            "searched": [{"trial_id": p.trial_id, "objectives": values} for p, values in self.searched],
         }
 
 
@@ -220,12 +224,18 @@ def front_of(store: ResultStore, sweep: str, *, min_retention: float | None = No
     if config is None:
         known = ", ".join(store.sweeps()) or "none"
         raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {known}")
-    bound = config.get("search", {}).get("min_retention") or MIN_RETENTION
-    return read_front(
-        sweep, store.trials(sweep), store.evals(sweep, View(columns=EVAL_COLUMNS, dictionary=True)),
+    search = config.get("search", {})  # those of earlier versions lack some of it
+    bound = search.get("min_retention") or MIN_RETENTION
+    trials, evals = store.trials(sweep), store.evals(sweep, View(columns=EVAL_COLUMNS, dictionary=True))
+    front = read_front(
+        sweep, trials, evals,
         robustness_sets=config["robustness_sets"], retention_sets=config["retention_sets"],
         min_retention=bound if min_retention is None else min_retention,
     )  # fmt: skip
+    objectives = search.get("objectives", PLAIN)
+    if set(objectives) == set(PLAIN):
+        return front
+    return replace(front, searched=searched_front(front.points, evals, objectives))
 
 
 def read_front(

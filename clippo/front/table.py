@@ -44,6 +44,9 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
     if any(p.confirmed for p in front.points):
         console.print(_confirmation(front))
         console.print()
+    if front.searched:
+        console.print(_searched(front))
+        console.print()
     console.print(_comparison(front))
     console.print("\n".join([_gain(front), _seeds(front), "", NOTES]), highlight=False)
 
@@ -151,6 +154,15 @@ def _confirmation(front: Front) -> Table:
         ]
         cells = _cells(point, front)
         table.add_row(point.trial_id, point.variant, *(cells[i] for i in (3, 4, 6, 7)), *again)
+    return table
+
+
+def _searched(front: Front) -> Table:
+    """What no other trial beats in the objectives of the search."""
+    table = _table("front of the search's own objectives", ("trial", *front.searched[0][1]), left=1)
+    for point, values in front.searched:
+        name = "untouched" if point.trial_id == REFERENCE else point.trial_id
+        table.add_row(name, *(f"{value:.3g}" for value in values.values()))
     return table
 
 

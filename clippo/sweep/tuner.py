@@ -315,7 +315,7 @@ def _is_finished(config: SweepConfig, store: ResultStore, finished: Mapping[str,
     """Whether nothing is left to run."""
     if not {REFERENCE, *config.search.baselines} <= finished.keys():
         return False
-    if {p.trial_id for p in _started(store, config.name)} - finished.keys():
+    if {p.trial_id for p in _started(store, config.name) if _in_search(p.trial_id)} - finished.keys():
         return False
     scorer, reference = Scorer(config), finished[REFERENCE].counts
     outcomes = {i: scorer.outcome(t, reference) for i, t in finished.items()}

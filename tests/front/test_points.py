@@ -354,3 +354,28 @@ def test_what_is_feasible_and_what_was_stopped() -> None:
     assert made.stopped == 1
     assert "00001" not in {p.trial_id for p in made.points}
     assert made.to_json()["stopped_early"] == 1
+
+
+def test_a_search_of_other_objectives_has_a_front_of_its_own(tmp_path: Path) -> None:
+    made = make_sweep(8)
+    trials = [t | {"device_s": 10.0 * n} for n, t in enumerate(made.trials)]
+    store = ResultStore(str(tmp_path))
+    Sweep(trials, made.evals).write(store)
+    assert front_of(store, "made").searched == []
+    path = tmp_path / "sweeps" / "made.json"
+    kept = json.loads(path.read_text())
+    names = ["attack_success_rate:attacked/seen", "accuracy:reading/held_out", "device_s"]
+    kept["config"]["search"] = {"objectives": names}
+    path.write_text(json.dumps(kept))
+
+    values = {}
+    for t in trials:
+        if t["status"] == "completed":
+            variant = "reference" if t["trial_id"] == "reference" else "averaged"
+            shares = {c.eval_set: c for c in counts_of(made, t["trial_id"], variant)}
+            attacked, reading = (shares[f"validation/{n}"] for n in ("attacked/seen", "reading/held_out"))
+            fooled = attacked.n_fooled / attacked.n_total
+            values[t["trial_id"]] = (fooled, reading.n_correct / reading.n_total, t["device_s"])
+    on_front = pareto_mask(list(values.values()), [False, True, False])
+    found = {p.trial_id: tuple(v[n] for n in names) for p, v in front_of(store, "made").searched}
+    assert found == {i: v for (i, v), on in zip(values.items(), on_front, strict=True) if on}

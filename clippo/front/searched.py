@@ -1,0 +1,56 @@
+"""The front of a search whose objectives were others than robustness and retention."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from clippo.evaluate import Counts
+from clippo.evaluate.objectives import COST, is_maximised, share_of
+from clippo.front.counts import AVERAGED, REFERENCE
+from clippo.front.pareto import pareto_mask
+
+if TYPE_CHECKING:
+    from clippo.front.points import Point
+
+PLAIN = ("robustness", "retention")
+
+
+def searched_front(
+    points: Sequence[Point], evals: pa.Table, objectives: Sequence[str]
+) -> list[tuple[Point, dict[str, float]]]:
+    """The points that no other beats in the objectives of the search, with what they reached.
+
+    Only the averaged weights are compared, as they were in the search, on validation pictures.
+
+    Args:
+        evals: the evaluations of the sweep, the columns of `EVAL_COLUMNS`.
+    """
+    candidates = [p for p in points if p.variant == AVERAGED or p.trial_id == REFERENCE]
+    counts = _counts(evals, {i for p in candidates for i in p.trial_ids})
+    values = [[_value(p, o, counts) for o in objectives] for p in candidates]
+    on_front = pareto_mask(values, [is_maximised(o) for o in objectives])
+    found = zip(candidates, values, on_front, strict=True)
+    return [(p, dict(zip(objectives, v, strict=True))) for p, v, on in found if on]
+
+
+def _value(point: Point, objective: str, counts: dict[str, list[Counts]]) -> float:
+    if objective in PLAIN:
+        return float(getattr(point, objective))
+    if objective == COST:
+        return point.device_s
+    return fmean(share_of(objective, counts[i], split="validation") for i in point.trial_ids)
+
+
+def _counts(evals: pa.Table, trial_ids: set[str]) -> dict[str, list[Counts]]:
+    """What the averaged weights of each trial made of each set after its last epoch."""
+    by_epoch: dict[str, dict[int, list[Counts]]] = defaultdict(lambda: defaultdict(list))
+    for row in evals.to_pylist():
+        if row["trial_id"] in trial_ids and row["variant"] in (AVERAGED, REFERENCE):
+            measured = {n: row[n] for n in ("eval_set", "variant", "n_correct", "n_total", "n_fooled")}
+            by_epoch[row["trial_id"]][row["epoch"]].append(Counts(**measured))
+    return {trial_id: epochs[max(epochs)] for trial_id, epochs in by_epoch.items()}
