@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from clippo import demo
 from clippo.errors import ConfigError, ModelError
-from clippo.model import ClipModel, TowerPolicy, load_clip, policy_of, towers
-from clippo.model.towers import tower_stages
+from clippo.model import ClipModel, TowerPolicy, load_clip, policy_of, stages
+from clippo.model.stages import tower_stages
 from clippo.prepared.build import weights_digest
 
 CUTS = ["image", "last:1", "last:2", "last:3", "last:4"]
@@ -167,7 +167,7 @@ def test_the_attention_pooling_has_the_gradients_of_open_clips(clip: ClipModel) 
     theirs.square().sum().backward()
     expected = {n: p.grad for n, p in pool.attnpool.named_parameters()}
     pool.zero_grad()
-    ours = towers._pooled_resnet(pool, x)
+    ours = stages._pooled_resnet(pool, x)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     ours.square().sum().backward()
     for name, parameter in pool.attnpool.named_parameters():
