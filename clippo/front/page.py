@@ -208,6 +208,33 @@ def comparisons(front: Front) -> str:
     )
 
 
+def confirmations(front: Front) -> str:
+    """What the search said of some points, and what a model trained once more says; nothing without."""
+    again = [p for p in front.points if p.confirmed and p.on_front]
+    if not again:
+        return ""
+    titles = (
+        "point", "robustness", "retention", "test robustness", "test retention", "fresh robustness",
+        "fresh retention",
+    )  # fmt: skip
+    body = ""
+    for p in again:
+        cells = [
+            _number(p.robustness, p.robustness_interval), _number(p.retention, p.retention_interval),
+            *(_number(p.test[n], p.test_intervals[n]) for n in ("robustness", "retention")),
+            *(_number(p.confirmed[n], p.confirmed_intervals[n]) for n in ("robustness", "retention")),
+        ]  # fmt: skip
+        body += f"<tr><th scope='row'>{escape(key_of(p))}</th>"
+        body += "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
+    return (
+        "<section id='confirmed'><h2>Confirmed</h2><p>A search's own best numbers are optimistic. These "
+        "settings were trained once more with a seed that the search did not use; fresh is what that gave on "
+        "test pictures, which chose nothing.</p><div class='scroll' tabindex='0'><table><thead><tr>"
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+    )
+
+
 def options(front: Front) -> str:
     """The points that the panel can show without a pointer."""
     marks = {key_of(front.knee): ", knee"} if front.knee else {}

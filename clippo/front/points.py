@@ -467,9 +467,9 @@ def _confirmed(counts: CountTable) -> dict[tuple[str, str], dict[str, Measured]]
     """What the confirming trials measured on test pictures, by the trial they confirm and the variant."""
     test = counts.split("test")
     low, high = (np.stack(limits, axis=1) for limits in zip(*test.intervals(), strict=True))
-    owners = [counts.settings[o].trial_id.removeprefix(CONFIRM) for o in counts.owner_P]
-    keys = zip(owners, counts.variant_P, strict=True)
-    return dict(zip(keys, _tested(counts, test, (low, high)), strict=True))
+    ids = [counts.settings[o].trial_id for o in counts.owner_P]
+    found = zip(ids, counts.variant_P, _tested(counts, test, (low, high)), strict=True)
+    return {(i.removeprefix(CONFIRM), v): numbers for i, v, numbers in found if i != REFERENCE}
 
 
 def _by_retention(points: Iterable[Point]) -> list[Point]:

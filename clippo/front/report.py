@@ -77,6 +77,7 @@ def render(
         "TITLE": page.title(front),
         "HEAD": page.head(front, config, rows),
         "VERDICT": page.verdict(front),
+        "CONFIRMED": page.confirmations(front),
         "COMPARISONS": page.comparisons(front),
         "PICKS": page.options(front),
         "IMPORTANCES": page.charts_of(drawn, "importances") or TOO_FEW,
