@@ -16,9 +16,9 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def test_a_trial_outlives_its_machine(cluster: RayCluster, s3_env: S3Server) -> None:
-    results = f"s3://{s3_env.bucket}/lost"
+    results = f"s3://{s3_env.bucket}/jobs"
     flags = ["--results", results, "--name", "lost", "--search.epochs", "10", "10", "--workers", "2"]
-    state = f"{s3_env.bucket}/lost/checkpoints/sweep=lost/00000/{STATE}"
+    state = f"{s3_env.bucket}/jobs/checkpoints/sweep=lost/00000/{STATE}"
     job = "clippo-lost"
     assert cluster.submit(*flags, options=("--submission-id", job, "--no-wait")).returncode == 0
     files, deadline = s3_env.filesystem(), time.monotonic() + 200

@@ -18,7 +18,7 @@ def statuses(store: ResultStore, sweep: str) -> dict[str, str]:
 
 
 def test_a_job_is_followed_to_its_rows_in_the_bucket(cluster: RayCluster, s3_env: S3Server) -> None:
-    results = f"s3://{s3_env.bucket}/submitted"
+    results = f"s3://{s3_env.bucket}/jobs"
     done = cluster.submit("--results", results, "--name", "job")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1/1  00000" in done.stdout, "the job's log is followed"
@@ -37,7 +37,7 @@ def test_no_job_without_the_token(cluster: RayCluster) -> None:
 
 
 def test_a_sweep_that_fails_fails_its_job(cluster: RayCluster, s3_env: S3Server) -> None:
-    results = f"s3://{s3_env.bucket}/failing"
+    results = f"s3://{s3_env.bucket}/jobs"
     done = cluster.submit("--results", results, "--name", "nan", "--search.learning-rate", "1e6", "1e6")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no trial of the sweep was completed" in done.stdout
@@ -46,11 +46,11 @@ def test_a_sweep_that_fails_fails_its_job(cluster: RayCluster, s3_env: S3Server)
 
 
 def test_a_stopped_job_goes_on_when_it_is_submitted_again(cluster: RayCluster, s3_env: S3Server) -> None:
-    results = f"s3://{s3_env.bucket}/stopped"
+    results = f"s3://{s3_env.bucket}/jobs"
     flags = ["--results", results, "--name", "long", "--search.epochs", "8", "8"]
     job = "clippo-long"
     assert cluster.submit(*flags, options=("--submission-id", job, "--no-wait")).returncode == 0
-    state = f"{s3_env.bucket}/stopped/checkpoints/sweep=long/00000/{STATE}"
+    state = f"{s3_env.bucket}/jobs/checkpoints/sweep=long/00000/{STATE}"
     deadline = time.monotonic() + 200
     while not s3_env.filesystem().exists(state):
         assert time.monotonic() < deadline, cluster.ray("job", "logs", job).stdout
