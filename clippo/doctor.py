@@ -9,10 +9,11 @@ import contextlib
 import math
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -102,16 +104,19 @@ def examine(
             yield from _estimate(config, price_per_device_hour)
 
 
-def print_findings(findings: list[Finding], console: Console) -> None:
-    """All findings as one table."""
+def print_findings(findings: Iterable[Finding], console: Console) -> int:
+    """Shows findings as a table that grows as they come; returns how many of them are problems."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("check", overflow="fold", max_width=36)
     table.add_column("")
     table.add_column("detail", overflow="fold")
-    for found in findings:
-        mark = "[red]problem[/]" if found.problem else "[green]ok[/]"
-        table.add_row(Text(found.check), mark, Text(found.detail))
-    console.print(table)
+    problems = 0
+    with Live(table, console=console, vertical_overflow="visible"):
+        for found in findings:
+            mark = "[red]problem[/]" if found.problem else "[green]ok[/]"
+            table.add_row(Text(found.check), mark, Text(found.detail))
+            problems += found.problem
+    return problems
 
 
 def _tried(check: str, look: Callable[[], str]) -> Finding:
@@ -161,6 +166,13 @@ def _decoded(config: SweepConfig) -> str:
             read += 1
     pictures = sum(len(part.pictures) for part in task.parts.values())
     return f"{read} of {pictures} decoded, {len(task.source.classes)} classes, {len(task.seen)} of them seen"
+
+
+def _reach_head() -> None:
+    """Raises OSError when nothing listens where RAY_ADDRESS points to; Ray itself tries for minutes."""
+    host, colon, port = os.environ.get("RAY_ADDRESS", "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 # --- the nodes -------------------------------------------------------------------------------------------
@@ -270,10 +282,10 @@ def _resources(config: SweepConfig) -> str:
     check_resources(config)
     have, at_once = cluster_resources(), config.search.concurrency
     return ", ".join(
-        f"{at_once} trials at once x {each:g} {kind} = {at_once * each:g} of {have[kind]:g}"
+        f"{at_once} trials at once x {each:g} {kind} = {at_once * each:g} of {have.get(kind, 0.0):g}"
         for kind, each in resources_of_a_trial(config).items()
         if each
-    )
+    ) + (" now; the cluster adds what it lacks" if config.autoscaling else "")
 
 
 def _memory(nodes: list[Any], config: SweepConfig, memory: Memory) -> Iterator[Finding]:
@@ -288,7 +300,7 @@ def _memory(nodes: list[Any], config: SweepConfig, memory: Memory) -> Iterator[F
         fits = min(processes, int(have.get(kind, 0) / each))
         if not fits:
             continue
-        room, address = have.get("memory", math.inf), node["NodeManagerAddress"]
+        room, address = have.get("memory", math.inf), node["NodeName"]
         sum_ = (
             f"{fits} processes x {decimal(host)} = {decimal(fits * host)} of {decimal(int(room))} ({parts})"
         )
