@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 
 import ray
+from ray._common.utils import get_default_system_temp_dir
 from ray._private.state import state as ray_state
 
 from clippo.config import SweepConfig
@@ -27,19 +29,33 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
     # Drivers of trials with workers reserve this instead of a CPU, which they would take from their workers.
     address = os.environ.get("RAY_ADDRESS", "local")
     drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
-    ray.init(
-        address,
-        resources=drivers,
-        # Before Ray Train frees the workers of a stopped trial, it asks the dashboard whether its controller
-        # lives; without one it never does (Ray 2.60).
-        include_dashboard=config.workers > 0,
-        log_to_driver=config.verbose,
-        logging_level=level,
-    )
+    # Before Ray Train frees what the workers of a stopped trial had reserved, it asks the dashboard whether
+    # their controller lives, and it finds the dashboard by a file; without either it never does (Ray 2.60).
+    with _own_address_file() if address == "local" and config.workers else contextlib.nullcontext():
+        ray.init(
+            address,
+            resources=drivers,
+            include_dashboard=config.workers > 0,
+            log_to_driver=config.verbose,
+            logging_level=level,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_address_file() -> Iterator[None]:
+    """Keeps the file in which Ray notes its address apart from those of other Rays on this machine."""
+    before = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="clippo-", dir=get_default_system_temp_dir())
     try:
         yield
     finally:
-        ray.shutdown()
+        del os.environ["RAY_TMPDIR"]
+        if before is not None:
+            os.environ["RAY_TMPDIR"] = before
 
 
 def trial_resources(config: SweepConfig) -> dict[str, float]:

@@ -2,15 +2,26 @@
 
 import json
 import math
-from typing import Any
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import ray
+import ray.train
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.experiment import Trial
 
+from clippo.config import SearchConfig
 from clippo.errors import ConfigError
-from clippo.sweep.scheduler import Decision, Halving, epsilon_net
+from clippo.sweep.scheduler import Decision, Halving, HalvingScheduler, epsilon_net
+from clippo.sweep.search import Proposal, Search
 
 # few values, so that ties, duplicates and constant objectives are the rule; exact in every scale below
 value = st.integers(-4, 4).map(lambda i: i / 4)
@@ -224,3 +235,206 @@ def test_restored_it_goes_on_as_if_nothing_had_happened(
     assert [after.decide(str(i), 1, p) for i, p in enumerate(points[:cut])] == decisions
     rest = [after.decide(str(i), 1, p) for i, p in enumerate(points) if i >= cut]
     assert decisions + rest == arrive(points)
+
+
+# --- in Ray Tune --------------------------------------------------------------------------------------------
+
+
+def trial_of(ray_id: str, ours: str, epochs: int = 4) -> Trial:
+    """A trial as the scheduler sees it, which nobody runs."""
+    config = {"trial_id": ours, "attempt": 0, "settings": {"epochs": epochs}}
+    return Trial("anything", trial_id=ray_id, config=config, stub=True)
+
+
+def values_of(report: Mapping[str, Any]) -> list[float] | None:
+    numbers = numbers_of(report)
+    return None if numbers is None else list(numbers.values())
+
+
+def numbers_of(report: Mapping[str, Any]) -> dict[str, float] | None:
+    numbers = {name: report.get(name, math.nan) for name in ("robustness", "retention")}
+    return numbers if all(map(math.isfinite, numbers.values())) else None
+
+
+def report_of(epoch: int, value: float, iteration: int = 1) -> dict[str, Any]:
+    return {"epoch": epoch, "robustness": value, "retention": value, "training_iteration": iteration}
+
+
+def with_evidence() -> Halving:
+    """Two trials of an earlier run, both mediocre."""
+    one = Halving(min_epochs=1, reduction_factor=2, max_epochs=4)
+    for rung in one.rungs:
+        one.record("90", rung, [0.5, 0.5])
+        one.record("91", rung, [0.6, 0.4])
+    return one
+
+
+def test_epochs_are_counted_and_not_reports() -> None:
+    """Tune's own count starts anew after a restart, and the trial reports again what it had reported."""
+    seen: list[tuple[str, int, Decision]] = []
+    scheduler = HalvingScheduler(with_evidence(), values_of, lambda *decision: seen.append(decision))
+    good = trial_of("r0", "00000")
+    for epoch, iteration in [(1, 1), (2, 2), (1, 1), (2, 2), (3, 3), (4, 4)]:
+        assert scheduler.on_trial_result(None, good, report_of(epoch, 0.7, iteration)) == "CONTINUE"
+    one, two = Decision(False, 1, 0, 0, 3), Decision(False, 2, 0, 0, 3)
+    assert seen == [("00000", e, d) for e, d in [(1, one), (2, two), (1, one), (2, two)]]
+    assert scheduler.stopped == {}
+
+
+def test_who_is_never_stopped() -> None:
+    scheduler = HalvingScheduler(with_evidence(), values_of)
+    for ours in ("cross_entropy", "confirm-00003-0"):
+        assert scheduler.on_trial_result(None, trial_of("r0", ours), report_of(1, 0.0)) == "CONTINUE"
+    last_epoch = trial_of("r1", "00000", epochs=1)
+    assert scheduler.on_trial_result(None, last_epoch, report_of(1, 0.0)) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial_of("r2", "00001"), {"failure": "no memory"}) == "CONTINUE"
+    assert scheduler.debug_string() == "Halving; epoch 1: 2 trials, 0 stopped; epoch 2: 2 trials, 0 stopped"
+    assert scheduler.on_trial_result(None, trial_of("r3", "00002"), report_of(1, 0.0)) == "STOP"
+    assert scheduler.on_trial_result(None, trial_of("r4", "00003"), report_of(3, math.nan)) == "STOP"
+    assert scheduler.stopped == {"r3": Decision(True, 1, 1, 2, 3), "r4": Decision(True)}
+
+
+def test_the_scheduler_is_saved_and_restored(tmp_path: Path) -> None:
+    before, after = HalvingScheduler(with_evidence(), values_of), HalvingScheduler(halving(2), values_of)
+    before.on_trial_result(None, trial_of("r0", "00000"), report_of(1, 0.0))
+    before.save(str(tmp_path / "state"))
+    after.restore(str(tmp_path / "state"))
+    assert after.stopped == before.stopped == {"r0": Decision(True, 1, 1, 2, 3)}
+    assert after.debug_string().startswith("Halving; epoch 1: 3 trials, 1 stopped; epoch 2: 2 trials, 0")
+
+
+def test_it_takes_no_metric() -> None:
+    scheduler = HalvingScheduler(halving(), values_of)
+    assert not scheduler.set_search_properties("robustness", "max")
+    assert scheduler.set_search_properties(None, None)
+    assert isinstance(scheduler.metric, str)
+    assert not scheduler.supports_buffered_results
+
+
+def small_trial(workers: int, folder: str) -> Callable[[dict[str, Any]], None]:
+    """A trial that trains nothing: each setting's learning rate is what it reaches. Workers take all CPUs."""
+    cpus = ray.cluster_resources()["CPU"]
+
+    def train(config: dict[str, Any]) -> None:
+        report = ray.train.report if workers else ray.tune.report
+        value, epochs = config["settings"]["learning_rate"], config["settings"]["epochs"]
+        for epoch in range(1, epochs + 1):
+            value = math.nan if config["trial_id"] == "00003" else value
+            report({"epoch": epoch, "robustness": value, "retention": value, "process": os.getpid()})
+            if workers and value < 0.5:
+                time.sleep(600)  # only a STOP gets it out of here
+
+    def run(config: dict[str, Any]) -> None:
+        import ray.train.torch
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        ray.train.torch.TorchTrainer(
+            train,
+            train_loop_config=config,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, resources_per_worker={"CPU": cpus / workers} if workers else None
+            ),
+            run_config=ray.train.RunConfig(
+                name=config["trial_id"],
+                storage_path=folder,
+                callbacks=[TuneReportCallback()] if workers else [],
+            ),
+        ).fit()
+
+    return run
+
+
+class Log(tune.Callback):
+    """What Tune reported, and which trials were known to be stopped when they ended."""
+
+    def __init__(self) -> None:
+        self.reports: dict[str, list[int]] = {}
+        self.processes: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.reports.setdefault(trial.config["trial_id"], []).append(result["epoch"])
+        self.processes.add(result["process"])
+
+
+class Swept(NamedTuple):
+    search: Search
+    scheduler: HalvingScheduler
+    log: Log
+    decisions: list[tuple[str, int, bool]]
+
+
+def sweep_of(proposals: list[Proposal], workers: int, folder: Path) -> Swept:
+    """Runs these trials, one at a time."""
+    decisions: list[tuple[str, int, bool]] = []
+    scheduler = HalvingScheduler(
+        with_evidence(), values_of, lambda i, epoch, decision: decisions.append((i, epoch, decision.stop))
+    )
+    search = Search(
+        SearchConfig(trials=1, epochs=(1, 3), learning_rate=(0.01, 1.0), losses=("dpo",)),
+        numbers_of,
+        unfinished=[p for p in proposals if p.trial_id.isdigit()],
+        others=[p for p in proposals if not p.trial_id.isdigit()],
+        was_stopped=scheduler.stopped.__contains__,
+    )
+    log = Log()
+    tune.Tuner(
+        tune.with_resources(small_trial(workers, str(folder / "train")), {"trial_driver": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=search, scheduler=scheduler, num_samples=-1, max_concurrent_trials=1,
+            reuse_actors=workers == 0,
+        ),
+        run_config=tune.RunConfig(
+            name="sweep", storage_path=str(folder / "tune"), verbose=0, callbacks=[log],
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    ).fit()  # fmt: skip
+    return Swept(search, scheduler, log, decisions)
+
+
+def proposal(trial_id: str, value: float, epochs: int) -> Proposal:
+    chosen = {"loss": "dpo", "beta": 0.1, "kl_weight": 1.0, "learning_rate": value, "epochs": epochs}
+    return Proposal(trial_id, 0, chosen)
+
+
+def test_ray_stops_trials_in_their_own_process(own_ray: None, tmp_path: Path) -> None:
+    swept = sweep_of(
+        [
+            proposal("00000", 0.1, 3),  # stopped
+            proposal("00001", 0.1, 1),  # its first epoch is its last
+            proposal("00002", 0.8, 3),  # goes through both rungs
+            proposal("00003", 0.8, 3),  # never finite
+            proposal("cross_entropy", 0.1, 3),  # is compared with nobody
+        ],
+        workers=0,
+        folder=tmp_path,
+    )
+    epochs = {"00000": [1], "00001": [1], "00002": [1, 2, 3], "00003": [1], "cross_entropy": [1, 2, 3]}
+    assert swept.log.reports == epochs
+    assert swept.decisions == [
+        ("00000", 1, True), ("00002", 1, False), ("00002", 2, False), ("00003", 1, True)
+    ]  # fmt: skip
+    assert len(swept.log.processes) == 1  # a process that was stopped takes the next trial
+    ended = {t.user_attrs["trials"][0]: t for t in swept.search.study.trials}
+    states = {n: t.state for n, t in ended.items()}
+    assert states == {
+        0: TrialState.PRUNED, 1: TrialState.COMPLETE, 2: TrialState.COMPLETE, 3: TrialState.FAIL
+    }  # fmt: skip
+    assert ended[0].user_attrs["partial"] == [{"robustness": 0.1, "retention": 0.1}]
+    assert [d.stop for d in swept.scheduler.stopped.values()] == [True, True]
+
+
+def test_ray_frees_the_workers_of_a_trial_that_is_stopped(own_ray: None, tmp_path: Path) -> None:
+    """Two workers take all CPUs, so the second trial runs only if those of the first are free again."""
+    swept = sweep_of([proposal("00000", 0.1, 3), proposal("00001", 0.8, 2)], workers=2, folder=tmp_path)
+    assert swept.log.reports == {"00000": [1], "00001": [1, 2]}
+    states = [t.state for t in swept.search.study.trials]
+    assert states == [TrialState.PRUNED, TrialState.COMPLETE]
+    deadline = time.monotonic() + 10
+    while (free := ray.available_resources()) != ray.cluster_resources():
+        assert time.monotonic() < deadline, f"only {free} is free"
+        time.sleep(0.1)
