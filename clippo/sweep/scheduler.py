@@ -212,8 +212,8 @@ def epsilon_net(points: ArrayLike) -> NDArray[np.intp]:
 
     Takes ``points`` (N, M), maximised and finite; returns an order (N,).
 
-    >>> epsilon_net([[0, 10], [1, 9], [6, 6], [10, 0]]).tolist()
-    [2, 3, 0, 1]
+    >>> epsilon_net([[0, 10], [1, 9], [7, 6], [10, 0]]).tolist()
+    [2, 0, 3, 1]
     """
     points_NM = np.asarray(points, dtype=np.float64)
     low_M, high_M = points_NM.min(axis=0), points_NM.max(axis=0)

@@ -97,7 +97,7 @@ def test_a_front_is_thinned_evenly() -> None:
 
 
 def test_inside_a_front_the_best_compromise_is_first() -> None:
-    bulge = [[0.0, 1.0], [0.1, 0.95], [0.7, 0.7], [1.0, 0.0]]
+    bulge = [[0.0, 1.0], [0.1, 0.9], [0.7, 0.6], [1.0, 0.0]]
     assert epsilon_net(bulge).tolist() == [2, 0, 3, 1]
 
 
