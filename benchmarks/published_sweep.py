@@ -112,7 +112,7 @@ def main(
     """
     chosen = json.loads(settings.read_text())
     data = DataConfig(train_pictures=train_pictures, eval_pictures=eval_pictures)
-    init(include_dashboard=False, logging_level=logging.ERROR)
+    init("local", include_dashboard=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="clippo-published-") as storage:
         tuner = tune.Tuner(
             tune.with_resources(partial(trial, data=data, batch_size=batch_size), {"cpu": 1.0}),

@@ -197,7 +197,8 @@ def main(
         )  # fmt: skip
         os.environ["OMP_NUM_THREADS"] = "1"
         began = time.perf_counter()
-        ray.init(num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
+        cpus = max(workers, os.cpu_count() or 1)
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
         started = time.perf_counter() - began
         sides = {PLAIN: Launches(with_torch, run), RAY: Launches(with_ray, run)}
         try:
