@@ -161,7 +161,7 @@ class HalvingScheduler(FIFOScheduler):
         score: Callable[[Mapping[str, Any]], Sequence[float] | None],
         on_decision: Callable[[str, int, Decision], None] = lambda trial_id, epoch, decision: None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # pyproject excuses ray, but not for super()
         self._halving, self._score, self._on_decision = halving, score, on_decision
         self.stopped: dict[str, Decision] = {}
 
