@@ -1,6 +1,7 @@
 """The prepared set: content-addressed, resumable, complete, and equal to what it was made from."""
 
 import dataclasses
+import io
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ from clippo.prepared.shard import Recipe, ShardBuilder
 from clippo.tasks import TASKS, TypographicTask
 from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.step import Frozen
+from tests.data.test_decode import bomb
 
 TINY = DataConfig(train_pictures=12, eval_pictures=4)
 
@@ -267,6 +269,10 @@ def test_a_task_says_how_its_sets_are_judged(tmp_path: Path, monkeypatch: pytest
     assert {e.name.split("/", 1)[0] + e.name[-5:] for e in prepared.evaluation if e.pairwise} == {"test/seen"}
 
 
+def bytes_of(inputs: torch.Tensor) -> list[bytes]:
+    return [one.view(torch.int16).numpy().tobytes() for one in inputs.contiguous()]
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_every_pair_comes_once_an_epoch(small_set: PreparedSet, frozen: Frozen, world: int) -> None:
     cpu, pairs = torch.device("cpu"), Pairs.of(small_set, frozen)
@@ -276,7 +282,11 @@ def test_every_pair_comes_once_an_epoch(small_set: PreparedSet, frozen: Frozen, 
             assert sum(b.share for b in batches) == pytest.approx(1)
         seen = torch.cat([b.reference_chosen_logps for batches in ranks for b in batches])
         assert torch.equal(seen.sort().values, pairs.reference_chosen_logps_M.sort().values)
-        assert len(seen.unique()) > 150
+        clean, attacked = zip(*(b.inputs.chunk(2) for batches in ranks for b in batches), strict=True)
+        for found, rows in ((clean, small_set.clean), (attacked, small_set.attacked)):
+            read, stored = bytes_of(torch.cat(found)), bytes_of(rows.inputs(range(len(rows))))
+            assert sorted(read) == sorted(stored)
+            assert len(set(read)) == len(read) == 160
 
 
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
@@ -371,25 +381,63 @@ def test_a_source_that_cannot_be_used(source: str, complaint: str, tmp_path: Pat
         prepared_in(tmp_path, DataConfig(source=source))
 
 
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((300, 200), 90).save(file, "JPEG")
+    return file.getvalue()
+
+
 PEAK = """
-import resource, sys
+import dataclasses, resource, sys
 from pathlib import Path
 from clippo.config import DataConfig, ModelConfig
 from clippo.prepared import Location, open_prepared, prepare
-for n in (80, 320):
-    # One size of the letters, since fonts that were loaded are kept.
-    data = DataConfig(train_pictures=n, attacked_copies=4, eval_pictures=2, font_size=(0.15, 0.15))
-    location = Location(Path(sys.argv[1]))
+location, broken = Location(Path(sys.argv[1])), DataConfig(source=sys.argv[2])
+# One size of the letters, since fonts that were loaded are kept.
+few = DataConfig(train_pictures=60, attacked_copies=4, eval_pictures=2, font_size=(0.15, 0.15))
+others, many = dataclasses.replace(few, split_seed=1), dataclasses.replace(few, train_pictures=480)
+for data in (few, others, many, broken):  # with the first, all that is loaded once is loaded
     name = prepare("typographic", data, ModelConfig(trainable="image"), location)
-    assert len(open_prepared(location.cache / name).attacked) == 4 * n
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    prepared = open_prepared(location.cache / name)
+    assert len(prepared.attacked) == data.attacked_copies * len(prepared.clean)
+    print(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PEAK, str(tmp_path)]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+def test_memory_grows_neither_with_the_pictures_nor_with_what_is_broken(tmp_path: Path) -> None:
+    source = f"folder:{folder_of_pictures(tmp_path / 'pictures', classes=4, each=150)}"
+    parts = TypographicTask(DataConfig(source=source)).parts
+    broken = {
+        parts[name].pictures[5].key: data
+        for name, data in {
+            "train": jpeg()[:-3000],  # cut off
+            "validation/seen": b"",
+            "test/seen": b"no picture, whatever it is called\n" * 100,
+            "test/held_out": bomb(),  # some kilobytes that unfold to 30,000 x 30,000 pixels
+        }.items()
+    }
+    for key, data in broken.items():
+        (tmp_path / "pictures" / key).write_bytes(data)
+
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", PEAK, str(cache), source]
+    # Through a shell: on Linux a process's peak begins with the memory of the process that has forked it.
+    command = ["sh", "-c", '"$@"; exit $?', "sh", *command]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
+    names, peaks = zip(*(line.split() for line in output.splitlines()), strict=True)
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    few, many = (int(peak) * unit for peak in output.split())
-    pixels = (320 - 80) * 5 * 96 * 96 * 3
-    assert many - few < pixels / 2
+    _, few, many, with_broken = (int(peak) * unit for peak in peaks)
+    assert many - few < (480 - 60) * 5 * 96 * 96 * 3 / 2, "half of the pixels"
+    assert with_broken - many < 100e6, "a ninth of the bomb"
+
+    manifest = manifest_of(cache / names[-1])
+    reasons = {entry["key"]: entry["reason"] for entry in manifest["left_out"]}
+    assert reasons.keys() == broken.keys()
+    assert 0.9 < len(broken) / (0.01 * manifest["pictures"]) <= 1, "one in a hundred, which is still allowed"
+    words = ("truncated", "empty", "no picture", "100,000,000 pixels")
+    assert all(word in reason for word, reason in zip(words, reasons.values(), strict=True)), reasons
+    prepared = open_prepared(cache / names[-1])
+    rows = {"train/clean": prepared.clean} | {e.name: e.rows for e in prepared.evaluation}
+    for name, part in parts.items():
+        one_less = len(part.pictures) - (name != "validation/held_out")
+        assert {len(rows[s]) for s in part.sets if s in rows} == {one_less}, name

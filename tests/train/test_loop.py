@@ -20,7 +20,7 @@ from clippo.model import ClipModel, Policy, policy_of
 from clippo.prepared import PreparedSet, open_prepared
 from clippo.train import FileCheckpoints, TrialSettings, evaluate_reference, fit
 from clippo.train.batches import Pairs, epoch_batches
-from clippo.train.checkpoint import POLICY, STATE, load_policy
+from clippo.train.checkpoint import POLICY, STATE, load_policy, load_state, weights_of
 from clippo.train.step import Batch, Frozen, Step
 
 SETTINGS = TrialSettings(loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=2e-4, epochs=2, seed=3)
@@ -28,6 +28,9 @@ CONFIG = TrainConfig(batch_size=16, precision="fp32")  # 160 pairs: 10 steps an 
 UNEVEN = TrainConfig(
     batch_size=15, precision="fp32"
 )  # 11 steps of 15 or 14 pairs, which two ranks share 8 : 7
+
+
+KTO = dataclasses.replace(SETTINGS, loss="kto")  # the hard case: its baseline is a mean over the global batch
 
 
 def run(
@@ -48,6 +51,13 @@ def tuned_in(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     policy = load_policy(FileCheckpoints(folder))
     assert policy is not None
     return policy
+
+
+def losses_in(folder: Path) -> list[float]:
+    """The loss of each epoch of a run that has ended."""
+    state = load_state(FileCheckpoints(folder))
+    assert state is not None
+    return [r["metrics"]["loss"] for r in state["reports"]]
 
 
 def test_reports_hold_counts_of_every_set(
@@ -130,6 +140,9 @@ def test_the_curve_leads_from_the_reference_to_the_averaged_weights(
     assert start == {name: reference[name] for name in on_curve}
     assert end == {name: counts_of(reports, "averaged")[name] for name in on_curve}
     assert end["test/attacked/seen"].n_fooled < start["test/attacked/seen"].n_fooled
+    saved, policy = tuned_in(tmp_path), policy_of(clip, "last:2")
+    for name, weight in weights_of(policy, saved, "alpha=1").items():
+        assert torch.equal(weight, saved["averaged"][name]), name
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
@@ -275,15 +288,16 @@ def test_killed_after_an_epoch_and_resumed_equals_uninterrupted(
 def _rank(rank: int, port: int, clip: ClipModel, folder_of_set: Path, frozen: Frozen, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    run(clip, open_prepared(folder_of_set), frozen, folder, dataclasses.replace(SETTINGS, loss="kto"), UNEVEN)
+    for size in (0, 3):
+        config = dataclasses.replace(UNEVEN, micro_batch=size)
+        run(clip, open_prepared(folder_of_set), frozen, folder / str(size), KTO, config)
     dist.destroy_process_group()
 
 
-def test_two_workers_give_the_weights_of_one(
+def test_two_workers_give_the_trajectory_of_one_also_in_micro_batches(
     clip: ClipModel, small_set: PreparedSet, small_cache: Path, frozen: Frozen, tmp_path: Path
 ) -> None:
-    # KTO is the hard case: its baseline is a mean over the global batch.
-    run(clip, small_set, frozen, tmp_path / "one", dataclasses.replace(SETTINGS, loss="kto"), UNEVEN)
+    run(clip, small_set, frozen, tmp_path / "one", KTO, UNEVEN)
     from tests.conftest import free_ports
 
     torch.multiprocessing.spawn(
@@ -291,7 +305,10 @@ def test_two_workers_give_the_weights_of_one(
         args=(free_ports(1)[0], clip, small_cache / small_set.digest, frozen, tmp_path / "two"),
         nprocs=2,
     )
-    assert_same_change(clip, tuned_in(tmp_path / "one")["last"], tuned_in(tmp_path / "two")["last"])
+    for size in ("0", "3"):
+        two = tmp_path / "two" / size
+        assert_same_change(clip, tuned_in(tmp_path / "one")["last"], tuned_in(two)["last"])
+        assert losses_in(two) == pytest.approx(losses_in(tmp_path / "one"), rel=1e-4), size
 
 
 def test_a_diverging_run_says_at_which_step(
