@@ -70,7 +70,7 @@ def examine(
         price_per_device_hour: of a CPU, or of a GPU where workers have them.
     """
     config = absolute(config)
-    yield _tried("settings", lambda: check_settings(config) or "task, losses and baselines are known")
+    yield _tried("settings", lambda: _settings(config))
     for what, missing in needs(config):
         yield Finding(what, missing or "there", bool(missing))
     yield _tried("local disk", lambda: _local_disk(config))
@@ -132,6 +132,11 @@ def _last_line(error: BaseException) -> str:
 
 
 # --- here ------------------------------------------------------------------------------------------------
+
+
+def _settings(config: SweepConfig) -> str:
+    check_settings(config)
+    return "task, losses and baselines are known"
 
 
 def _local_disk(config: SweepConfig) -> str:
@@ -203,11 +208,11 @@ def _versions(nodes: list[Any]) -> Iterator[tuple[Any, Finding]]:
 
     here = versions()
     for node, answer in _asked(nodes, versions):
-        check = f"versions on {node['NodeManagerAddress']}"
+        check = f"versions on {node['NodeName']}"
         if isinstance(answer, str):
             yield node, Finding(check, answer, problem=True)
             continue
-        other = [f"{n} is {answer[n]} there and {v} here" for n, v in here.items() if answer[n] != v]
+        other = [f"{n}: {answer[n]} there and {v} here" for n, v in here.items() if answer[n] != v]
         told = ", ".join(f"{name} {version}" for name, version in here.items())
         remedy = "; install the same there (the image of the cluster)"
         yield node, Finding(check, ", ".join(other) + remedy if other else told, bool(other))
@@ -224,7 +229,7 @@ def _seen_from(nodes: list[Any], config: SweepConfig) -> Iterator[Finding]:
     for node, answer in _asked(nodes, _looked_around, config, key, fingerprint):
         problem = answer if isinstance(answer, str) else "; ".join(answer)
         told = problem or "reads the pictures, uses the store, and has room in its cache"
-        yield Finding(f"seen from {node['NodeManagerAddress']}", told, bool(problem))
+        yield Finding(f"seen from {node['NodeName']}", told, bool(problem))
     with contextlib.suppress(StoreError):
         objects.delete([key])
 
@@ -263,7 +268,7 @@ def _asked(nodes: list[Any], question: Callable[..., Any], *args: Any) -> Iterat
     asked = []
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(question)
+        task = ray.remote(question).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
         asked.append(task.remote(*args))
     end = time.monotonic() + ANSWER
     for node, ref in zip(nodes, asked, strict=True):
@@ -311,7 +316,7 @@ def _memory(nodes: list[Any], config: SweepConfig, memory: Memory) -> Iterator[F
     if not with_gpus:
         yield Finding("GPU memory", f"no node with a GPU is up now; a worker needs {memory}")
     for node, answer in _asked(with_gpus, _gpu_memory):
-        check = f"GPU memory of {node['NodeManagerAddress']}"
+        check = f"GPU memory of {node['NodeName']}"
         if isinstance(answer, str):
             yield Finding(check, answer, problem=True)
             continue
@@ -353,8 +358,9 @@ class _Nowhere:
 
 def _estimate(config: SweepConfig, price: float | None) -> Iterator[Finding]:
     """What the sweep takes, by the longest of the short trials that ended in time."""
-    task = ray.remote(num_cpus=1, num_gpus=config.gpus_per_worker, max_retries=0)(_probes)
-    running, end, probe = task.remote(config), time.monotonic() + PROBE, None
+    task = ray.remote(_probes).options(num_cpus=1, num_gpus=config.gpus_per_worker, max_retries=0)
+    running: Any = task.remote(config)
+    end, probe = time.monotonic() + PROBE, None
     while ray.wait([running], timeout=max(0.0, end - time.monotonic()))[0]:
         try:
             probe = ray.get(next(running))

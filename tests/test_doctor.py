@@ -1,0 +1,251 @@
+"""``clippo doctor``: what is in order, what is not, and what a sweep would take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clippo.config import DataConfig, ModelConfig, SweepConfig, TrainConfig
+from clippo.doctor import Finding, examine, work_of
+from clippo.model import ClipModel, policy_of
+from clippo.train.memory import estimated_memory
+from tests.conftest import SMALL, SMALL_SWEEP, S3Server, clippo, free_ports
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def findings(printed: str) -> dict[str, tuple[str, str]]:
+    """State and detail of each check, from the table; lines that go on are joined."""
+    found: dict[str, tuple[str, str]] = {}
+    detail_at = 0
+    for line in printed.splitlines():
+        if match := re.match(r"(.+?) +(ok|problem) +(\S.*)", line):
+            name = match[1].strip()
+            found[name], detail_at = (match[2], match[3].strip()), match.start(3)
+        elif found and line[detail_at:].strip():
+            state, detail = found[name]
+            found[name] = state, f"{detail} {line[detail_at:].strip()}"
+    return found
+
+
+# ---- here: no cluster is needed
+
+
+def before_ray(config: SweepConfig) -> dict[str, Finding]:
+    """What is found before Ray is started."""
+    found = {}
+    for finding in (looking := examine(config, probe_trial=False)):
+        found[finding.check] = finding
+        if finding.check == "pictures read":
+            looking.close()
+            break
+    return found
+
+
+def problem(found: Finding, *secrets: str) -> str:
+    """The line that says what is wrong; no secret is in it."""
+    assert found.problem, found
+    assert "\n" not in found.detail
+    assert not [secret for secret in secrets if secret in found.detail]
+    return found.detail
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_credential_that_is_refused(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SweepConfig(results=f"s3://{s3_env.bucket}/doctor", data=SMALL)
+    secrets = (s3_env.secret, s3_env.reader_secret, "wrong-secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    line = problem(before_ray(config)[f"results {config.results}"], *secrets)
+    assert "check the credentials" in line
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_env.reader_key)  # which may list and read
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_env.reader_secret)
+    line = problem(before_ray(config)[f"results {config.results}"], *secrets)
+    assert line.startswith("cannot write to s3://")
+    assert "check the credentials" in line
+
+
+def test_a_bucket_that_is_not_there(s3_env: S3Server) -> None:
+    config = SweepConfig(results="s3://vanished/doctor", data=SMALL)
+    line = problem(before_ray(config)[f"results {config.results}"], s3_env.secret)
+    assert "create the bucket" in line
+
+
+def test_names_that_nothing_has(tmp_path: Path) -> None:
+    model = ModelConfig(name="ViT-B-23", prompt="no braces")
+    search = replace(SweepConfig().search, losses=("dpo", "ppo"))
+    found = before_ray(SweepConfig(results=str(tmp_path), model=model, search=search, data=SMALL))
+    assert "cross_entropy, dpo, ipo, kto" in problem(found["settings"])
+    assert "near matches" in problem(found["model ViT-B-23"])
+    assert problem(found["prompt no braces"])
+    assert not found["pictures read"].problem, "all is looked at, whatever else is wrong"
+
+
+def test_a_picture_that_cannot_be_decoded(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "key", "bus"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            (tmp_path / name / f"{i}.png").write_bytes(b"no picture")
+    data = replace(SMALL, source=f"folder:{tmp_path}")
+    line = problem(before_ray(SweepConfig(results=str(tmp_path / "r"), data=data))["pictures read"])
+    assert re.search(r"\d+\.png: .*mend or remove it", line), line
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "file"))
+    found = before_ray(SweepConfig(results=str(tmp_path / "r"), data=SMALL))
+    assert "set CLIPPO_CACHE to another folder" in problem(found["local disk"])
+
+
+# ---- the arithmetic
+
+
+def test_the_work_of_a_sweep() -> None:
+    data = DataConfig(train_pictures=100, attacked_copies=2, eval_pictures=10)
+    search = replace(SweepConfig().search, epochs=(1, 3))
+    pairs, measured, prepared = work_of(SweepConfig(data=data, search=search))
+    assert pairs == 2 * 200, "two epochs on average"
+    # 6 validation sets and 8 test sets of 10; the curve of 11 points on 5 sets of each split.
+    assert measured == 60 + 2 * 140 + 11 * 2 * 50
+    assert prepared == 100 + 200 + 140
+
+
+def kept_by(policy: torch.nn.Module, inputs: torch.Tensor, text_CD: torch.Tensor) -> int:
+    """Bytes that the graph of a forward pass holds besides weights and inputs, found by walking it."""
+    known = {w.untyped_storage().data_ptr() for w in (*policy.parameters(), *policy.buffers(), inputs)}
+    storages: dict[int, int] = {}
+    nodes, seen = [policy(inputs, text_CD)[0].grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        for name in dir(node):
+            if name.startswith("_saved_") and isinstance(saved := getattr(node, name), torch.Tensor):
+                storage = saved.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    return sum(n for pointer, n in storages.items() if pointer not in known)
+
+
+@pytest.mark.parametrize("trainable", ["last:1", "image"])
+def test_activations_are_those_of_a_whole_batch(clip: ClipModel, trainable: str) -> None:
+    train = TrainConfig(batch_size=32, precision="fp32")
+    memory = estimated_memory(SweepConfig(model=ModelConfig(trainable=trainable), train=train), clip)
+    policy = policy_of(clip, trainable).eval()
+    pixels = torch.randint(0, 256, (64, 96, 96, 3), dtype=torch.uint8)
+    kept = kept_by(policy, policy.frozen(pixels), clip.text_features(["a picture"]))
+    assert memory.pairs * memory.activations + memory.fixed == pytest.approx(kept, rel=0.05)
+
+
+def test_memory_by_what_is_trained(clip: ClipModel) -> None:
+    def memory(**train: int) -> int:
+        return estimated_memory(
+            SweepConfig(model=ModelConfig(trainable="image"), train=TrainConfig(**train)), clip
+        ).step
+
+    assert memory(batch_size=64, micro_batch=16) == memory(batch_size=16) < memory(batch_size=64)
+    whole = estimated_memory(SweepConfig(model=ModelConfig(trainable="image")), clip)
+    part = estimated_memory(SweepConfig(model=ModelConfig(trainable="last:1")), clip)
+    towers = sum(p.numel() for p in clip.model.visual.parameters())
+    assert whole.trained == 4 * towers > part.trained
+    assert str(whole).startswith(f"{whole.device / 1e6:.1f} MB = ")
+
+
+# ---- as a user runs it
+
+
+def test_all_is_well(s3_env: S3Server, tmp_path: Path) -> None:
+    results = f"s3://{s3_env.bucket}/healthy"
+    done = clippo("doctor", *SMALL_SWEEP, "--results", results, "--price-per-device-hour", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = findings(done.stdout)
+    assert {state for state, _ in found.values()} == {"ok"}
+    names = " | ".join(found)
+    for check in ("settings", "model clippo-demo", "pictures demo", "local disk", "versions on", "seen from"):
+        assert check in names
+    assert "2 trials at once x 1 CPU = 2 of" in found["resources"][1]
+    assert re.search(r"160 pairs x [\d.e-]+ ms", found["a trial"][1])
+    hours, cost = re.findall(r"([\d.e-]+) CPU-hours, ([\d.]+) at 2 each", found["the sweep"][1])[0]
+    assert float(cost) == pytest.approx(2 * float(hours), abs=0.006)
+    assert "for 5 trials" in found["the sweep"][1]
+    folder = f"{s3_env.bucket}/healthy"  # which SeaweedFS lists itself
+    assert [key for key in s3_env.filesystem().find(folder) if key != folder] == [], "nothing is left behind"
+    printed = done.stdout + done.stderr
+    assert not [secret for secret in (s3_env.key, s3_env.secret) if secret in printed]
+    assert "Traceback" not in printed
+
+
+@contextlib.contextmanager
+def ray_node(log: Path, *flags: str, **environment: str) -> Iterator[None]:
+    """A node of a cluster, whose processes have this environment."""
+    agent, metrics = free_ports(2)
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=2", *flags]
+    command += ["--disable-usage-stats", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
+    command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # ``ray stop`` would end every Ray on the machine
+        process.wait()
+
+
+def test_every_node_is_asked(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head has no credentials of its own, and a second node other sources."""
+    port = free_ports(1)[0]
+    shutil.copytree(Path(__file__).parents[1] / "clippo", tmp_path / "other" / "clippo")
+    with (tmp_path / "other" / "clippo" / "errors.py").open("a") as file:
+        file.write("\n# changed\n")
+    address = f"127.0.0.1:{port}"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    head = ["--head", f"--port={port}", "--include-dashboard=false", "--node-name=head"]
+    with (
+        ray_node(tmp_path / "head.log", *head, AWS_SECRET_ACCESS_KEY="another-secret"),
+        ray_node(
+            tmp_path / "other.log",
+            f"--address={address}",
+            "--node-name=other",
+            PYTHONPATH=str(tmp_path / "other"),
+        ),
+    ):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.chdir(tmp_path)  # Ray's workers find what is in the driver's folder first
+        flags = ["--results", f"s3://{s3_env.bucket}/nodes", "--no-probe-trial", "--concurrency", "64"]
+        done = clippo("doctor", *SMALL_SWEEP, *flags)
+    assert done.returncode == 2, done.stdout + done.stderr
+    problems = {n: detail for n, (state, detail) in findings(done.stdout).items() if state == "problem"}
+    assert "64 CPU, the cluster has 4" in problems.pop("resources")
+    assert re.match(
+        r"its sources: \w+ there and \w+ here; install the same", problems.pop("versions on other")
+    )
+    assert "check the credentials" in problems.pop("seen from head")
+    assert not problems
+    printed = done.stdout + done.stderr
+    assert not [secret for secret in (s3_env.key, s3_env.secret, "another-secret") if secret in printed]
