@@ -17,6 +17,7 @@ from clippo.data.prompts import templates_of
 from clippo.errors import ClippoError
 from clippo.model.towers import check_name
 from clippo.results import ResultStore
+from clippo.sweep.scheduler import Halving
 from clippo.sweep.space import distributions
 from clippo.tasks.typographic import open_test_set
 
@@ -71,7 +72,9 @@ def _space(config: SweepConfig) -> Iterator[tuple[str, str]]:
 def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
     search, at_once = config.search, config.search.concurrency
     processes = max(1, config.workers)
-    yield "trials", f"{search.trials}, and {len(search.baselines)} to compare with; {at_once} at once"
+    others = f"{len(search.baselines)} to compare with, {search.confirm} to confirm"
+    settings = -(-search.trials // search.replicates)
+    yield "trials", f"{search.trials} of {settings} settings, and {others}; {at_once} at once"
     yield "processes", f"{at_once} x {processes} = {at_once * processes} of 1 CPU each"
     if config.gpus_per_worker:
         gpus = at_once * processes * config.gpus_per_worker
@@ -79,6 +82,20 @@ def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
     pairs = config.data.train_pictures * config.data.attacked_copies
     steps = -(-pairs // config.train.batch_size)
     yield "a trial", f"at most {search.epochs[1]} epochs of {steps} steps over {pairs} pairs"
+    if search.halving:
+        rungs = Halving(
+            min_epochs=search.min_epochs,
+            reduction_factor=search.reduction_factor,
+            max_epochs=search.epochs[1],
+        ).rungs
+        yield (
+            "halving",
+            f"after epochs {', '.join(map(str, rungs))}, the best 1/{search.reduction_factor} go on",
+        )
+    bounds = {"device_hours": "device-hours", "wall_hours": "hours", "patience": "trials without growth"}
+    ends = [f"{getattr(search, n):g} {what}" for n, what in bounds.items() if getattr(search, n)]
+    if ends:
+        yield "at the latest", "after " + ", or ".join(ends)
 
 
 def needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
