@@ -14,9 +14,10 @@ from clippo.front.counts import AVERAGED, REFERENCE
 from clippo.front.evidence import HV_REFERENCE_POINT
 from clippo.front.hypervolume import hypervolume
 from clippo.front.plot import GREY, INK, PAPER, key_of, losses_of, styled
-from clippo.front.points import PAINT, PREFERENCE, Front, Point, describe
+from clippo.front.points import PAINT, PREFERENCE, TUNING, Front, Point, describe
 
 SLICE_SETTINGS = {"beta": "beta", "kl_weight": "KL weight", "learning_rate": "learning rate"}
+LABEL = 0.1  # of the axis: what a label takes
 SLICED = 500  # trials in a picture of one loss; more would lie on each other
 
 
@@ -40,20 +41,26 @@ def progress_chart(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     ink, paper = (alt.param(name=n, value=v) for n, v in (("ink", INK), ("paper", PAPER)))
     in_ink, on_paper = alt.ExprRef(expr="ink"), alt.ExprRef(expr="paper")
     line = alt.Chart(alt.InlineData(values=steps)).encode(x=x, y=y)
-    levels = [
+    levels: list[dict[str, Any]] = [
         {"method": c.method, "hypervolume": c.hypervolume}
         for c in front.comparisons
         if c.method != PREFERENCE
     ]
-    # Tuning and its interpolation are often close: their labels stand at opposite ends.
-    levels = [{**level, "end": "left" if level["method"] == PAINT else "right"} for level in levels]
+    # Tuning and its interpolation are often close: their labels then stand at opposite ends.
+    seen = sorted([*(s["hypervolume"] for s in steps), *(level["hypervolume"] for level in levels)])
+    tuning = [level["hypervolume"] for level in levels if level["method"] == TUNING]
+    for level in levels:
+        near = [v for v in tuning if abs(v - level["hypervolume"]) < LABEL * (seen[-1] - seen[0])]
+        level["end"] = "left" if level["method"] == PAINT and near else "right"
     rules = alt.Chart(alt.InlineData(values=levels)).encode(y=y)
     labels = [
-        rules.transform_filter(f"datum.end === '{end}'")
+        alt.Chart(alt.InlineData(values=labelled))
+        .encode(y=y)
         .mark_text(align=end, baseline=side, dx=shift, dy=gap, fontSize=11.5, **look)
         .encode(text="method:N", x=alt.value(place))
         for look in ({"stroke": on_paper, "strokeWidth": 4, "strokeJoin": "round"}, {"color": in_ink})
         for end, shift, place, side, gap in (("left", 4, 0, "bottom", -3), ("right", 0, "width", "top", 4))
+        if (labelled := [level for level in levels if level["end"] == end])
     ]
     chart = alt.layer(
         rules.mark_rule(strokeDash=[4, 4], color=GREY),
@@ -94,7 +101,7 @@ def slice_charts(front: Front) -> dict[str, Any]:
     for p in measured:
         by_loss[p.settings["loss"]].append(p)
     y_domain = _padded([p.robustness for p in measured])
-    retention = [min(p.retention for p in measured), max(p.retention for p in measured)]
+    retention = list(retention_range(measured))
     charts = {}
     for setting, title in SLICE_SETTINGS.items():
         for loss, (_, shape) in losses_of(measured).items():
@@ -118,7 +125,7 @@ def slice_charts(front: Front) -> dict[str, Any]:
             chart = marks.encode(
                 x=alt.X("value:Q")
                 .title(None)
-                .axis(tickCount=4, format="~g")
+                .axis(tickCount=4, format="~e" if setting == "learning_rate" else "~g")
                 .scale(type="log", nice=False, padding=10),
                 y=alt.Y("robustness:Q").axis(tickCount=5).scale(domain=y_domain, nice=False),
                 color=alt.Color("retention:Q", legend=None).scale(scheme="viridis", domain=retention),
@@ -131,6 +138,12 @@ def slice_charts(front: Front) -> dict[str, Any]:
             )
             charts[f"slice-{setting}-{loss}"] = styled(chart.properties(width="container", height=170))
     return charts
+
+
+def retention_range(measured: Sequence[Point]) -> tuple[float, float]:
+    """What the colours of the slices reach from and to."""
+    values = [p.retention for p in measured]
+    return min(values), max(values)
 
 
 def _padded(values: Sequence[float]) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from clippo.front.charts import retention_range, selected
 from clippo.front.counts import AVERAGED, REFERENCE
 from clippo.front.plot import key_of
 from clippo.front.points import Bounds, Front, Point, describe, export_flags, well_spread
@@ -72,7 +73,7 @@ def _pick(point: Point, names: Sequence[str]) -> dict[str, Any]:
     if len(point.trial_ids) > 1:
         notes.append(f"Mean of {len(point.trial_ids)} seeds.")
     if not untouched:
-        notes.append(f"Training took {point.device_s / 60:.1f} device-minutes.")
+        notes.append(f"Training took {_device_time(point.device_s)} of a device.")
     return {
         "title": "untouched model" if untouched else f"{point.trial_id}, {point.variant}",
         "setting": "as it was pretrained" if untouched else describe(point.settings),
@@ -86,9 +87,23 @@ def _pick(point: Point, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _device_time(seconds: float) -> str:
+    """A time in the unit that fits.
+
+    >>> _device_time(8.2), _device_time(500), _device_time(20_000)
+    ('8.2 s', '8.3 min', '5.6 h')
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def _rounded(value: float, interval: Bounds) -> list[float]:
     return [round(n, 4) for n in (value, *interval)]
 
+
+TASKS = {"typographic": "robustness to typographic attacks"}
 
 TRIAL_COLUMNS = (
     ("trial", "text"), ("status", "text"), ("loss", "text"), ("beta", "number"), ("KL weight", "number"),
@@ -135,32 +150,30 @@ def head(front: Front, config: Mapping[str, Any], rows: Sequence[Mapping[str, An
         f"pictures: {config.get('data', {}).get('source', '')}",
     ]
     words += [f"{front.completed} trials" + (f", {front.failed} failed" if front.failed else ""), when]
-    return f"<h1>{escape(front.sweep)}</h1><p class='sub'>{' · '.join(escape(w) for w in words if w)}</p>"
+    task = config.get("task", "")
+    kind = f" <span>{escape(TASKS.get(task, task))}</span>" if task else ""
+    return (
+        f"<h1>{escape(front.sweep)}{kind}</h1><p class='sub'>{' · '.join(escape(w) for w in words if w)}</p>"
+    )
 
 
 def verdict(front: Front) -> str:
     chosen, before = front.recommended, front.reference
-    tiles = [
-        ("robustness, test", chosen.test["robustness"], before.test["robustness"]),
-        ("retention, test", chosen.test["retention"], None),
-        (
-            "attacks that succeed, test",
-            chosen.test["attack_success_rate"],
-            before.test["attack_success_rate"],
-        ),
-        ("word reading, test", chosen.test.get("reading_accuracy"), before.test.get("reading_accuracy")),
-    ]
-    cells = [
-        f"<div class='tile'><b>{value:.3f}</b><span>{escape(name)}</span>"
-        + (
-            f"<small>untouched {old:.3f}</small>"
-            if old is not None
-            else "<small>untouched 1 by definition</small>"
-        )
-        + "</div>"
-        for name, value, old in tiles
-        if value is not None
-    ]
+    names = {
+        "robustness": "robustness, test",
+        "retention": "retention, test",
+        "attack_success_rate": "attacks that succeed, test",
+        "reading_accuracy": "word reading, test",
+    }
+    cells = []
+    for name, shown in names.items():
+        if name in chosen.test:
+            low, high = chosen.test_intervals[name]
+            untouched = "1 by definition" if name == "retention" else f"{before.test[name]:.3f}"
+            cells.append(
+                f"<div class='tile'><b>{chosen.test[name]:.3f}</b><span>{escape(shown)}</span>"
+                f"<small>90 %: {low:.3f} to {high:.3f}</small><small>untouched {untouched}</small></div>"
+            )
     low, high = front.hypervolume_interval
     cells.append(
         f"<div class='tile'><b>{front.hypervolume:.3f}</b><span>hypervolume, validation</span>"
@@ -249,13 +262,30 @@ def options(front: Front) -> str:
 
 def charts_of(charts: Iterable[str], prefix: str) -> str:
     """Places for the charts whose names begin so; empty without any."""
-    small = " small" if prefix == "slice" else ""
-    places = "".join(
-        f"<div class='chart{small}' data-chart='{escape(name)}'></div>"
-        for name in charts
-        if name.startswith(prefix)
-    )
-    return f"<div class='grid'>{places}</div>" if places and small else places
+    return "".join(_place(name) for name in charts if name.startswith(prefix))
+
+
+def slices_of(charts: Iterable[str]) -> str:
+    """Places for the slices, a row for each setting; empty without any."""
+    rows: dict[str, str] = {}
+    for name in charts:
+        if name.startswith("slice-"):
+            setting = name.split("-")[1]
+            rows[setting] = rows.get(setting, "") + _place(name, " small")
+    return "".join(f"<div class='grid'>{places}</div>" for places in rows.values())
+
+
+def _place(name: str, kind: str = "") -> str:
+    return f"<div class='chart{kind}' data-chart='{escape(name)}'></div>"
+
+
+def legend_of(front: Front) -> str:
+    """The colours of the slices, with what they reach from and to."""
+    measured = selected(front)
+    if not measured:
+        return ""
+    low, high = retention_range(measured)
+    return f": {low:.3f} <span class='legend'></span> {high:.3f}"
 
 
 def gallery(examples: Sequence[Mapping[str, Any]]) -> str:
@@ -274,7 +304,7 @@ def gallery(examples: Sequence[Mapping[str, Any]]) -> str:
             said += f"<li class='{kind}'><span>{escape(name)}</span> {escape(answer)} <em>{kind}</em></li>"
         words = f"{row['label']} with the word {row['attack_word']} on it"
         figures += (
-            f"<figure><img loading='lazy' alt='{escape(words)}' "
+            f"<figure><img alt='{escape(words)}' "
             f"src='data:{_media_type(row['picture'])};base64,{picture}'>"
             f"<figcaption><b>{escape(row['label'])}</b>, word: {escape(row['attack_word'])}"
             f"<ul>{said}</ul></figcaption></figure>"

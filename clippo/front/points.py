@@ -210,11 +210,14 @@ class Front:
         }
 
 
-def front_of(store: ResultStore, sweep: str, *, min_retention: float | None = None) -> Front:
+def front_of(
+    store: ResultStore, sweep: str, *, min_retention: float | None = None, trials: pa.Table | None = None
+) -> Front:
     """The front of what is in the store, also while the sweep still runs.
 
     Args:
         min_retention: what the recommended point must keep; None: what the sweep was bound to, or 0.98.
+        trials: the table of trials, of whoever has read it anyway.
 
     Raises:
         StoreError: no such sweep, or nothing measured yet.
@@ -226,7 +229,8 @@ def front_of(store: ResultStore, sweep: str, *, min_retention: float | None = No
         raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {known}")
     search = config.get("search", {})  # those of earlier versions lack some of it
     bound = search.get("min_retention") or MIN_RETENTION
-    trials, evals = store.trials(sweep), store.evals(sweep, View(columns=EVAL_COLUMNS, dictionary=True))
+    trials = store.trials(sweep) if trials is None else trials
+    evals = store.evals(sweep, View(columns=EVAL_COLUMNS, dictionary=True))
     front = read_front(
         sweep, trials, evals,
         robustness_sets=config["robustness_sets"], retention_sets=config["retention_sets"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -13,6 +14,7 @@ import altair as alt
 import numpy as np
 import optuna
 import pyarrow as pa
+from altair.utils.schemapi import debug_mode
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -48,11 +50,10 @@ def write_report(
     """
     if path.suffix.lower() != ".html":
         raise ConfigError(f"{str(path)!r} is no report that can be made; end it in .html")
-    front = front_of(store, sweep, min_retention=min_retention)
-    page = render(
-        front, store.trials(sweep), store.config(sweep) or {}, store.examples(sweep), store_name=store_name
-    )
-    write_file(path, page.encode(), ".html")
+    trials = store.trials(sweep)
+    front = front_of(store, sweep, min_retention=min_retention, trials=trials)
+    text = render(front, trials, store.config(sweep) or {}, store.examples(sweep), store_name=store_name)
+    write_file(path, text.encode(), ".html")
 
 
 def render(
@@ -65,13 +66,15 @@ def render(
 ) -> str:
     """The page."""
     rows = trials.to_pylist()
-    charts = {
-        "front": front_chart(front, width="container", title=False),
-        "progress": progress_chart(front, rows),
-        "importances": importance_chart(front),
-        **slice_charts(front),
-    }
-    drawn = {name: chart.to_dict() for name, chart in charts.items() if chart is not None}
+    # Altair would hold every value against its schema, several times; the tests do that.
+    with debug_mode(False):
+        charts = {
+            "front": front_chart(front, width="container", title=False),
+            "progress": progress_chart(front, rows),
+            "importances": importance_chart(front),
+            **slice_charts(front),
+        }
+        drawn = {n: chart.to_dict(validate=False) for n, chart in charts.items() if chart is not None}
     command = f"clippo export {store_name} --sweep {front.sweep}"
     parts = {
         "TITLE": page.title(front),
@@ -81,7 +84,8 @@ def render(
         "COMPARISONS": page.comparisons(front),
         "PICKS": page.options(front),
         "IMPORTANCES": page.charts_of(drawn, "importances") or TOO_FEW,
-        "SLICES": page.charts_of(drawn, "slice") or "<p>No two trials differ in these settings yet.</p>",
+        "RETENTION": page.legend_of(front),
+        "SLICES": page.slices_of(drawn) or "<p>No two trials differ in these settings yet.</p>",
         "GALLERY": page.gallery(examples.to_pylist()),
         "PROVENANCE": page.provenance(config, rows),
         "SCRIPTS": page.bundle(),
@@ -107,7 +111,7 @@ def importance_chart(front: Front) -> Any:
     colour = alt.Color("objective:N", legend=alt.Legend(title=None)).scale(
         domain=objectives, range=[COLOURS[0], COLOURS[4], COLOURS[2]]
     )
-    title = "share of what decides whether a trial is among the best quarter"
+    title = "importance: share of what decides"
     base = alt.Chart(alt.InlineData(values=rows)).encode(y=y, yOffset=offset)
     bars = base.mark_bar(opacity=0.85).encode(
         x=alt.X("importance:Q", title=title, scale=alt.Scale(domain=[0, 1])),
@@ -203,10 +207,10 @@ def _space(drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _beta_ranks(measured: Sequence[Point]) -> dict[str, float]:
     """The rank of each beta among the trials of its loss, from 0 to 1; 1/2 for a loss without one."""
     betas: dict[str, list[float]] = defaultdict(list)
-    for p in measured:
+    for p in sorted(measured, key=lambda p: p.settings.get("beta") or 0.0):
         betas[p.settings["loss"]].append(p.settings.get("beta") or 0.0)
     return {
-        key_of(p): (np.searchsorted(sorted(all_of), p.settings.get("beta") or 0.0).item() + 0.5) / len(all_of)
+        key_of(p): (bisect_left(all_of, p.settings.get("beta") or 0.0) + 0.5) / len(all_of)
         for p in measured
         for all_of in (betas[p.settings["loss"]],)
     }

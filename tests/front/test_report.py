@@ -18,9 +18,16 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from clippo.errors import ConfigError, StoreError
-from clippo.front.charts import hypervolume_over_time, selected
+from clippo.front.charts import hypervolume_over_time, progress_chart, selected, slice_charts
 from clippo.front.points import Front, read_front
-from clippo.front.report import MIN_IMPORTANCE_TRIALS, TOO_FEW, importances, render, write_report
+from clippo.front.report import (
+    MIN_IMPORTANCE_TRIALS,
+    TOO_FEW,
+    importance_chart,
+    importances,
+    render,
+    write_report,
+)
 from clippo.results import TABLES, ResultStore
 from tests.front.sweeps import CONFIG, RETENTION_SETS, ROBUSTNESS_SETS, Sweep, make_sweep
 
@@ -184,6 +191,18 @@ def test_the_hypervolume_grows_to_that_of_the_front(sweep: Sweep, made: Front) -
     assert volumes[-1] == pytest.approx(made.hypervolume)
     assert (steps[-1]["trials"], steps[-1]["hours"]) == (18, pytest.approx(made.device_s / 3600))
     assert [s["hours"] for s in steps] == sorted(s["hours"] for s in steps)
+
+
+def test_charts_follow_their_schema(made: Front, sweep: Sweep) -> None:
+    """The report leaves that out, since it takes seconds with thousands of trials."""
+    for chart in (progress_chart(made, sweep.trials), importance_chart(made), *slice_charts(made).values()):
+        assert chart.to_dict(validate=True)["$schema"]
+
+
+def test_slices_say_what_their_colours_mean(page_text: str, made: Front) -> None:
+    kept = [p.retention for p in selected(made)]
+    legend = f"{min(kept):.3f} <span class='legend'></span> {max(kept):.3f}"
+    assert legend in page_text
 
 
 def test_the_setting_that_decides_is_found() -> None:
