@@ -19,7 +19,7 @@ from tests.integration.nodes import RayCluster, ray_cluster
 pytestmark = pytest.mark.timeout(600)
 
 NAME = "rehearsal"
-FLAGS = ["--search.trials", "5", "--search.concurrency", "3", "--search.epochs", "6", "6", "--autoscaling"]
+FLAGS = ["--search.trials", "6", "--search.concurrency", "3", "--search.epochs", "16", "16", "--autoscaling"]
 
 
 class Timeline:
@@ -84,6 +84,8 @@ def test_from_nothing_to_three_workers_and_back(s3_env: S3Server, tmp_path: Path
             _wait_until(lambda: len(s3_env.filesystem().glob(states)) >= 3)
             timeline.note("a node is killed")
             cluster.lose_autoscaled_node()
+            timeline.wait_for(2)
+            timeline.wait_for(3)  # another one in its place
             _wait_until(lambda: len(_ended(results)) >= 2)  # the reference and a trial
             timeline.note("the driver is killed")
             cluster.kill_driver(NAME)
@@ -97,7 +99,7 @@ def test_from_nothing_to_three_workers_and_back(s3_env: S3Server, tmp_path: Path
     print(done.stdout[done.stdout.index("Pareto front of") :].partition("\n2026")[0])
     assert max(n for _, n in timeline.workers) == 3
     trials = {t["trial_id"]: t for t in ResultStore(results).trials(NAME).to_pylist()}
-    assert trials.keys() == {"reference", *(f"{i:05}" for i in range(5))}
+    assert trials.keys() == {"reference", *(f"{i:05}" for i in range(6))}
     assert {t["status"] for t in trials.values()} == {"completed"}
     assert all(trials[i]["finished_at"] == at for i, at in before.items()), "no finished trial was run again"
     assert sum(t["preemptions"] > 0 for t in trials.values()) >= 2, (
@@ -105,7 +107,7 @@ def test_from_nothing_to_three_workers_and_back(s3_env: S3Server, tmp_path: Path
     )
     losses = [m for m in ResultStore(results).metrics(NAME).to_pylist() if m["name"] == "loss"]
     epochs = [(m["trial_id"], m["epoch"]) for m in losses]
-    assert sorted(epochs) == [(f"{i:05}", e) for i in range(5) for e in range(1, 7)]
+    assert sorted(epochs) == [(f"{i:05}", e) for i in range(6) for e in range(1, 17)]
 
 
 def _ended(results: str) -> dict[str, datetime]:
