@@ -45,8 +45,11 @@ class Mirror:
                 )
             if name in known:  # of an earlier run of this sweep; all its trials are told again
                 optuna.delete_study(study_name=name, storage=storage)
-            directions = ["maximize" if is_maximised(o) else "minimize" for o in search.objectives]
-            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                directions=["maximize" if is_maximised(o) else "minimize" for o in search.objectives],
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(list(search.objectives))

@@ -93,7 +93,7 @@ class _Reports(TuneReportCallback):
     """Forwards what rank 0 reports to Ray Tune, and how often the workers were lost and started again."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # pyproject excuses ray, but not for super()
         self._lost = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
