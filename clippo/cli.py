@@ -29,7 +29,8 @@ from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute
 from clippo.errors import ClippoError, ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.front import wilson_interval
-from clippo.front.points import CONFIDENCE, front_of
+from clippo.front.front import CONFIDENCE
+from clippo.front.points import front_of
 from clippo.front.table import print_front, shown_interval
 from clippo.results import ResultStore
 

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from clippo import demo
 from clippo.config import ModelConfig
 from clippo.errors import ConfigError, ModelError, StoreError
-from clippo.front.points import REFERENCE, Point, front_of
+from clippo.front.counts import REFERENCE
+from clippo.front.front import Point
+from clippo.front.points import front_of
 from clippo.model import ClipModel, Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
 from clippo.prepared.build import weights_digest

@@ -12,9 +12,9 @@ import numpy as np
 
 from clippo.front.counts import AVERAGED, REFERENCE
 from clippo.front.evidence import HV_REFERENCE_POINT
+from clippo.front.front import PAINT, PREFERENCE, TUNING, Front, Point, describe
 from clippo.front.hypervolume import hypervolume
 from clippo.front.plot import GREY, INK, PAPER, key_of, losses_of, styled
-from clippo.front.points import PAINT, PREFERENCE, TUNING, Front, Point, describe
 
 SLICE_SETTINGS = {"beta": "beta", "kl_weight": "KL weight", "learning_rate": "learning rate"}
 LABEL = 0.1  # of the axis: what a label takes

@@ -15,8 +15,8 @@ import vl_convert
 
 from clippo.front.charts import retention_range, selected
 from clippo.front.counts import AVERAGED, REFERENCE
+from clippo.front.front import Bounds, Front, Point, describe, export_flags, well_spread
 from clippo.front.plot import key_of
-from clippo.front.points import Bounds, Front, Point, describe, export_flags, well_spread
 from clippo.front.table import knee, recommendation
 
 NUMBERS = {

@@ -11,18 +11,8 @@ from typing import Any
 import altair as alt
 
 from clippo.errors import ConfigError, StoreError
-from clippo.front.counts import position
-from clippo.front.points import (
-    METHODS,
-    REFERENCE,
-    UNTOUCHED,
-    Bounds,
-    Front,
-    Point,
-    describe,
-    export_flags,
-    well_spread,
-)
+from clippo.front.counts import REFERENCE, position
+from clippo.front.front import METHODS, UNTOUCHED, Bounds, Front, Point, describe, export_flags, well_spread
 
 FORMATS = (".png", ".svg", ".html")
 X_TITLE = "retention: share of what the model could do before"

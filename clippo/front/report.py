@@ -21,8 +21,9 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from clippo.errors import ConfigError
 from clippo.front import page
 from clippo.front.charts import progress_chart, selected, slice_charts
+from clippo.front.front import Front, Point
 from clippo.front.plot import COLOURS, INK, front_chart, key_of, styled, write_file
-from clippo.front.points import Front, Point, front_of
+from clippo.front.points import front_of
 from clippo.results import ResultStore
 
 MIN_IMPORTANCE_TRIALS = 12

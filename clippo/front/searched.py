@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from clippo.evaluate import Counts
 from clippo.evaluate.objectives import COST, is_maximised, share_of
 from clippo.front.counts import AVERAGED, REFERENCE
+from clippo.front.front import Point
 from clippo.front.pareto import pareto_mask
-
-if TYPE_CHECKING:
-    from clippo.front.points import Point
 
 PLAIN = ("robustness", "retention")
 

@@ -8,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from clippo.front.points import CHANCE, REFERENCE, Bounds, Front, Point, describe, well_spread
+from clippo.front.counts import REFERENCE
+from clippo.front.front import CHANCE, Bounds, Front, Point, describe, well_spread
 
 ROWS = 12
 SURE = f"{100 * CHANCE:.0f} %"

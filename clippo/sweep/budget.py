@@ -6,7 +6,7 @@ import time
 
 from clippo.config import SearchConfig
 from clippo.front import hypervolume
-from clippo.front.points import HV_REFERENCE_POINT
+from clippo.front.evidence import HV_REFERENCE_POINT
 from clippo.sweep.search import Numbers
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from clippo.front.points import describe
+from clippo.front.front import describe
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import TrialRows, device_s
 from clippo.sweep.scheduler import Decision

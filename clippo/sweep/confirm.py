@@ -12,7 +12,7 @@ from itertools import chain
 from clippo.config import SweepConfig
 from clippo.errors import ResourceError
 from clippo.front.counts import CONFIRM, REFERENCE
-from clippo.front.points import Front, Point, well_spread
+from clippo.front.front import Front, Point, well_spread
 from clippo.sweep.cluster import check_resources
 from clippo.sweep.search import Proposal
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from clippo.config import SweepConfig
 from clippo.errors import DataError
-from clippo.front.points import REFERENCE, front_of
+from clippo.front.counts import REFERENCE
+from clippo.front.points import front_of
 from clippo.model import ClipModel, Weights, policy_of
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from clippo.front import hypervolume
-from clippo.front.points import HV_REFERENCE_POINT
+from clippo.front.evidence import HV_REFERENCE_POINT
 
 RETENTION_LEVELS = (0.95, 0.99)
 

@@ -20,7 +20,8 @@ from clippo.errors import ConfigError
 from clippo.evaluate import Counts
 from clippo.evaluate.objectives import is_maximised
 from clippo.front.counts import CONFIRM, REFERENCE
-from clippo.front.points import Front, front_of
+from clippo.front.front import Front
+from clippo.front.points import front_of
 from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
 from clippo.results import ResultStore, SpooledStore

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from clippo.errors import ConfigError, StoreError
+from clippo.front.counts import REFERENCE
+from clippo.front.front import PREFERENCE, TUNING, UNTOUCHED, Comparison, Front, Point
 from clippo.front.plot import (
     DOMINATED,
     MANY,
@@ -22,7 +24,6 @@ from clippo.front.plot import (
     key_of,
     save_chart,
 )
-from clippo.front.points import PREFERENCE, REFERENCE, TUNING, UNTOUCHED, Comparison, Front, Point
 
 
 def make_point(

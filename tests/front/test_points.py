@@ -14,7 +14,8 @@ from clippo.errors import ConfigError, StoreError
 from clippo.evaluate import Counts, objectives
 from clippo.front import pareto_mask
 from clippo.front.counts import read_counts
-from clippo.front.points import PAINT, PREFERENCE, TUNING, UNTOUCHED, Front, Point, front_of, read_front
+from clippo.front.front import PAINT, PREFERENCE, TUNING, UNTOUCHED, Front, Point
+from clippo.front.points import front_of, read_front
 from clippo.results import ResultStore
 from tests.front.sweeps import NEEDED, RETENTION_SETS, ROBUSTNESS_SETS, Sweep, make_sweep
 

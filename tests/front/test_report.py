@@ -19,7 +19,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from clippo.errors import ConfigError, StoreError
 from clippo.front.charts import hypervolume_over_time, progress_chart, selected, slice_charts
-from clippo.front.points import Front, read_front
+from clippo.front.front import Front
+from clippo.front.points import read_front
 from clippo.front.report import (
     MIN_IMPORTANCE_TRIALS,
     TOO_FEW,

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from clippo.front.points import Front, read_front, well_spread
+from clippo.front.front import Front, well_spread
+from clippo.front.points import read_front
 from clippo.front.table import print_front, recommendation
 from tests.front.sweeps import RETENTION_SETS, ROBUSTNESS_SETS, make_sweep
 
