@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -188,7 +189,6 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
             # Some published weights want another activation than the architecture's name says.
             published = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
             quick_gelu = bool(published.get("quick_gelu", False))
-            tokenizer = open_clip.get_tokenizer(name)
             # Weights that are asked for must be there; random ones are the same in every process.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -196,9 +196,9 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
                     name, pretrained=pretrained, precision="fp32", weights_only=True,
                     force_quick_gelu=quick_gelu, require_pretrained=bool(pretrained) or ":" in name,
                 )  # fmt: skip
+            tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises whatever its loaders raise
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"cannot load {name!r} with pretrained={pretrained!r}: {first}") from error
+        raise ModelError(f"cannot load {name!r} with pretrained={pretrained!r}: {_reason(error)}") from error
     model.eval().requires_grad_(False)
     model.visual.to(memory_format=torch.channels_last)
     preprocess: dict[str, Any] = open_clip.get_model_preprocess_cfg(model)
@@ -219,14 +219,31 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
     )
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
+        return "its text side comes from Hugging Face; pip install 'clippo[hf]'"
+    if isinstance(error, pickle.UnpicklingError):
+        return "the file is damaged or holds more than weights; write the state dict with safetensors"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def check_name(name: str, pretrained: str | None = None) -> None:
     """Whether open_clip knows the model and the tag; nothing is loaded.
 
     Raises:
-        ModelError: an unknown model or tag; near matches are named.
+        ModelError: an unknown model or tag, where near matches are named; a file or folder that is not there.
     """
     demo.register()
-    if ":" in name:
+    kind, colon, place = name.partition(":")
+    if colon:
+        if kind not in ("hf-hub", "local-dir"):
+            raise ModelError(
+                f"{name!r} is no model; write hf-hub:ORG/MODEL, local-dir:FOLDER or a name of open_clip"
+            )
+        if kind == "local-dir" and not (Path(place) / "open_clip_config.json").is_file():
+            raise ModelError(
+                f"{place!r} holds no open_clip_config.json; give a folder that open_clip has written"
+            )
         if pretrained:
             raise ModelError(
                 f"{name!r} brings its own weights and open_clip ignores pretrained={pretrained!r} beside it; "
@@ -235,9 +252,11 @@ def check_name(name: str, pretrained: str | None = None) -> None:
         return
     known = open_clip.list_models()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
-        raise ModelError(f"open_clip has no model {name!r}; near matches: {', '.join(near) or 'none'}")
-    if pretrained and not Path(pretrained).exists() and not open_clip.get_pretrained_cfg(name, pretrained):
+        by_plain_name = {each.casefold(): each for each in known}
+        near = difflib.get_close_matches(name.casefold(), by_plain_name, n=4, cutoff=0.4)
+        names = ", ".join(by_plain_name[each] for each in near) or "none"
+        raise ModelError(f"open_clip has no model {name!r}; near matches: {names}")
+    if pretrained and not Path(pretrained).is_file() and not open_clip.get_pretrained_cfg(name, pretrained):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ModelError(f"{pretrained!r} is no file and no pretrained tag of {name}; its tags: {tags}")
 

@@ -16,6 +16,7 @@ from clippo import demo
 from clippo.errors import ConfigError, ModelError
 from clippo.model import ClipModel, TowerPolicy, load_clip, policy_of, stages
 from clippo.model.stages import tower_stages
+from clippo.model.towers import check_name
 from clippo.prepared.build import weights_digest
 
 CUTS = ["image", "last:1", "last:2", "last:3", "last:4"]
@@ -186,3 +187,24 @@ def test_weights_that_are_asked_for_must_be_there(tmp_path: Path) -> None:
         load_clip(f"local-dir:{tmp_path}")
     with pytest.raises(ModelError, match="brings its own weights"):
         load_clip(f"local-dir:{tmp_path}", "tuned.safetensors")
+    (tmp_path / "weights.pt").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="the file is damaged or holds more than weights"):
+        load_clip("clippo-demo", str(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "complaint"),
+    [
+        ("vit-b-32", None, "near matches: ViT-B-32"),
+        ("ViT-B/32", None, "near matches: .*ViT-B-32"),
+        ("zzz", None, "near matches: none"),
+        ("ViT-B-32", "openia", "its tags: openai, "),
+        ("ViT-B-32", "/tmp", "is no file and no pretrained tag"),
+        ("local-dir:/nowhere", None, "'/nowhere' holds no open_clip_config.json"),
+        ("hub:laion/x", None, "write hf-hub:ORG/MODEL, local-dir:FOLDER or a name of open_clip"),
+    ],
+)
+def test_what_a_dry_run_finds_of_a_model(name: str, pretrained: str | None, complaint: str) -> None:
+    with pytest.raises(ModelError, match=complaint) as caught:
+        check_name(name, pretrained)
+    assert "\n" not in str(caught.value)
