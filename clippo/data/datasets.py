@@ -119,7 +119,7 @@ def _listed(
     pictures, those for validation, which others report on, become the test pictures.
     """
     if not argument:
-        raise ConfigError(f"data.source is {name}:; write {name}:PATH")
+        raise ConfigError(f"{name}: lacks the place of its pictures; write {name}:PATH")
     listing = list_pictures(argument)
     labels = sorted({p.label for p in listing.pictures})
     if all(label.isdecimal() for label in labels):

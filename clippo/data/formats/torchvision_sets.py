@@ -60,12 +60,12 @@ def list_torchvision(argument: str) -> Listing:
     if name not in TORCHVISION:
         near = difflib.get_close_matches(name, TORCHVISION, 5, 0.4) or sorted(TORCHVISION)
         raise ConfigError(
-            f"data.source is torchvision:{argument}; there is no such data set with classes; "
+            f"torchvision:{argument}: there is no such data set with classes; "
             f"near are {', '.join(near)} (torchvision:NAME:PATH)"
         )
     if is_remote(root) or not os.path.isdir(os.path.expanduser(root)):
         raise ConfigError(
-            f"data.source is torchvision:{argument}; there is no such folder on local disk, from where "
+            f"torchvision:{argument}: there is no such folder on local disk, from where "
             f"torchvision reads (torchvision:{name}:PATH)"
         )
     top = Path(root).expanduser().absolute()
