@@ -31,16 +31,15 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
     # Drivers of trials with workers reserve this instead of a CPU, which they would take from their workers.
     address = os.environ.get("RAY_ADDRESS", "local")
     drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
-    # Before Ray Train frees what the workers of a stopped or dead trial had reserved, it asks the dashboard
-    # whether their controller lives, and it finds the dashboard by a file; without either it never does
-    # (Ray 2.60). Confirming trials have workers, too.
-    with_workers = config.workers > 0 or config.search.confirm > 0
-    with _own_address_file() if address == "local" and with_workers else contextlib.nullcontext():
+    # Before Ray Train frees what the workers of a stopped trial had reserved, it asks the dashboard whether
+    # their controller lives, and it finds the dashboard by a file; without either it never does (Ray 2.60).
+    # Confirming trials are not stopped, and the ten processes of a dashboard would slow a laptop down.
+    with _own_address_file() if address == "local" and config.workers else contextlib.nullcontext():
         ended_by = signal.getsignal(signal.SIGTERM)
         ray.init(
             address,
             resources=drivers,
-            include_dashboard=with_workers,
+            include_dashboard=config.workers > 0,
             log_to_driver=config.verbose,
             logging_level=level,
         )
