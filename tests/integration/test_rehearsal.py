@@ -64,9 +64,13 @@ class Timeline:
         counts = alt.Data(values=[{"s": s, "workers": n} for s, n in steps])
         what = alt.Data(values=[{"s": s, "event": e} for s, e in self.events if "worker" not in e])
         axis = alt.X("s:Q", title="seconds")
-        line = alt.Chart(counts).mark_line(interpolate="step-after").encode(x=axis, y=alt.Y("workers:Q"))
+        line = (
+            alt.Chart(counts)
+            .mark_line(interpolate="step-after")
+            .encode(x=axis, y=alt.Y("workers:Q", axis=alt.Axis(tickMinStep=1)))
+        )
         rules = alt.Chart(what).mark_rule(strokeDash=[3, 3]).encode(x=axis)
-        texts = alt.Chart(what).mark_text(angle=270, align="left", dx=4, dy=-6).encode(x=axis, text="event:N")
+        texts = alt.Chart(what).mark_text(angle=270, align="left", dx=4, dy=10).encode(x=axis, text="event:N")
         (line + rules + texts.encode(y=alt.value(200))).properties(width=800, height=200).save(path, ppi=120)
 
 
@@ -87,10 +91,9 @@ def test_from_nothing_to_three_workers_and_back(s3_env: S3Server, tmp_path: Path
             timeline.wait_for(2)
             timeline.wait_for(3)  # another one in its place
             _wait_until(lambda: len(_ended(results)) >= 2)  # the reference and a trial
-            timeline.note("the driver is killed")
+            timeline.note("the driver is killed, the job submitted again")
             cluster.kill_driver(NAME)
             before = _ended(results)
-            timeline.note("submitted again")
             done = cluster.submit_installed(*flags)
             assert done.returncode == 0, done.stdout + done.stderr
             timeline.note("the sweep has ended")
