@@ -35,7 +35,7 @@ from benchmarks.common import (
     the_console,
 )  # fmt: skip
 from benchmarks.search.simulate import WORKERS, Floats, Tabular, simulate
-from benchmarks.search.strategies import OURS, RANDOM, RIVALS, STRATEGIES
+from benchmarks.search.strategies import OURS, RANDOM, RIVALS, STRATEGIES, VARIANTS
 from benchmarks.search.table import TABLE
 from clippo.front.plot import GREY, save_chart, styled
 
@@ -47,13 +47,14 @@ SPLITS = ("validation", "test")
 def one(name: str, seed: int, budget: int, path: Path) -> dict[str, Any]:
     """One sweep: its two curves and what it did."""
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)  # Syne Tune's EHVI mixes float and double, and BoTorch refuses
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.disable(logging.WARNING)
     table = Tabular.load(path)
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sweep = simulate(table, STRATEGIES[name](table, seed, budget), budget, seed)
+        sweep = simulate(table, (STRATEGIES | VARIANTS)[name](table, seed, budget), budget, seed)
     return {
         "name": name,
         "seconds": time.perf_counter() - began,

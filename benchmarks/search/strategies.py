@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -23,29 +23,35 @@ OBJECTIVES = ("robustness", "retention")
 
 
 class Ours:
-    """The project's own search and its own early stopping, as Ray Tune would drive them.
+    """The project's own search, and its own early stopping unless ``halving`` is None, as Ray drives them.
 
     Args:
-        trials: how many the sweep is configured for; the first quarter is drawn at random.
+        budget: epochs of the sweep. The search is told that it is for as many trials as these make when each
+            runs to its end; it sets by that how many are drawn at random first.
+        more: fields of SearchConfig.
     """
 
     def __init__(
-        self, table: Tabular, seed: int, trials: int, *, halving: Halving | None, **more: Any
+        self, table: Tabular, seed: int, budget: int, *, halving: Halving | None, **more: Any
     ) -> None:  # fmt: skip
-        config = SearchConfig(
-            trials=trials, concurrency=WORKERS, epochs=(table.epochs, table.epochs), seed=seed, **more
+        self._config = SearchConfig(
+            trials=max(1, budget // table.epochs),
+            concurrency=WORKERS,
+            epochs=(table.epochs, table.epochs),
+            seed=seed,
+            **more,
         )
         self._stopped: set[str] = set()
         self._halving = halving
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._search = Search(
-                config, lambda report: report["numbers"], was_stopped=self._stopped.__contains__
-            )
+        self._search = Search(
+            self._config, lambda report: report["numbers"], was_stopped=self._stopped.__contains__
+        )
+        # What ends a simulated sweep is its budget of epochs, and stopped trials leave room for more.
+        self._search.config = replace(self._config, trials=budget)
 
     def suggest(self, number: int) -> Mapping[str, Any]:
         proposal = self._search.suggest(str(number))
-        assert isinstance(proposal, dict), "the sweep is configured for too few trials"
+        assert isinstance(proposal, dict)
         settings: dict[str, Any] = proposal["settings"]
         return settings
 
@@ -189,9 +195,15 @@ def evolution(table: Tabular, seed: int) -> SyneTune:
     )  # fmt: skip
 
 
-RANDOM, OURS = "random", "ours"
-STRATEGIES: dict[str, Callable[[Tabular, int, int], Strategy]] = {
-    RANDOM: lambda table, seed, budget: Optuna(table, samplers.RandomSampler(seed=seed)),
+def halving(table: Tabular, min_epochs: int, reduction_factor: int) -> Halving:
+    return Halving(min_epochs=min_epochs, reduction_factor=reduction_factor, max_epochs=table.epochs)
+
+
+Make = Callable[[Tabular, int, int], Strategy]
+"""A strategy from the table, the seed and the epochs of the sweep."""
+
+OURS, RANDOM = "ours", "random"
+RIVALS: dict[str, Make] = {
     "Optuna TPE": lambda table, seed, budget: Optuna(table, samplers.TPESampler(seed=seed)),
     "Optuna NSGA-II": lambda table, seed, budget: Optuna(table, samplers.NSGAIISampler(seed=seed)),
     "Optuna GP": lambda table, seed, budget: Optuna(table, samplers.GPSampler(seed=seed)),
@@ -200,4 +212,27 @@ STRATEGIES: dict[str, Callable[[Tabular, int, int], Strategy]] = {
     "Syne Tune evolution": lambda table, seed, budget: evolution(table, seed),
     "Syne Tune EHVI": lambda table, seed, budget: ehvi(table, seed),
 }
-RIVALS = [name for name in STRATEGIES if name != RANDOM]
+STRATEGIES: dict[str, Make] = {
+    OURS: lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 3, 2)),
+    RANDOM: lambda table, seed, budget: Optuna(table, samplers.RandomSampler(seed=seed)),
+    **RIVALS,
+}
+VARIANTS: dict[str, Make] = {
+    "ours, not stopped": lambda table, seed, budget: Ours(table, seed, budget, halving=None),
+    "ours, rungs 1 3": lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 1, 3)),
+    "ours, rungs 1 2 4 8": lambda table, seed, budget: Ours(
+        table, seed, budget, halving=halving(table, 1, 2)
+    ),
+    "ours, rungs 2 4 8": lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 2, 2)),
+    "ours, rung 3": lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 3, 3)),
+    "ours, qmc": lambda table, seed, budget: Ours(
+        table, seed, budget, halving=halving(table, 3, 2), sampler="qmc"
+    ),
+    "ours, qmc, not stopped": lambda table, seed, budget: Ours(
+        table, seed, budget, halving=None, sampler="qmc"
+    ),
+    "ours, random": lambda table, seed, budget: Ours(
+        table, seed, budget, halving=halving(table, 3, 2), sampler="random"
+    ),
+}
+"""Ways of ours that are tried against each other; ``--names`` compares them."""
