@@ -84,9 +84,9 @@ def resources_of_a_trial(config: SweepConfig) -> dict[str, float]:
 
 
 def cluster_resources() -> dict[str, float]:
-    """What the cluster has, or will have when its autoscaler has added all nodes that it may."""
+    """What the cluster has, or may grow to where its autoscaler tells."""
     now = ray.cluster_resources()
-    # Not public, and the same that Ray Train looks at before it waits for nodes (Ray 2.60).
+    # Not public, and what Ray Train itself looks at; the open-source autoscaler of Ray 2.60 does not fill it.
     most = ray_state.get_max_resources_from_cluster_config() or {}
     return {kind: max(now.get(kind, 0.0), float(most.get(kind, 0.0))) for kind in now.keys() | most.keys()}
 
