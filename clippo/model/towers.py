@@ -14,7 +14,7 @@ import copy
 import difflib
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -112,8 +112,8 @@ class Policy(nn.Module):
 
     def curve(
         self, reference: Weights, tuned: Weights, alphas: Sequence[float], powers: Sequence[float]
-    ) -> dict[str, Weights]:
-        """Weights between the reference's and the tuned policy's, and beyond, by the name of the variant."""
+    ) -> Iterator[tuple[str, Weights]]:
+        """Weights between the reference's and the tuned policy's, and beyond, one variant after another."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -144,9 +144,10 @@ class TowerPolicy(Policy):
 
     def curve(
         self, reference: Weights, tuned: Weights, alphas: Sequence[float], powers: Sequence[float]
-    ) -> dict[str, Weights]:
+    ) -> Iterator[tuple[str, Weights]]:
         """The straight line of PAINT: ``alpha=0`` is the reference, ``alpha=1`` the tuned policy."""
-        return {f"alpha={a:g}": interpolate(reference, tuned, a) for a in alphas}
+        for alpha in alphas:
+            yield f"alpha={alpha:g}", interpolate(reference, tuned, alpha)
 
     @torch.no_grad()
     def frozen(self, pixels_BHWC: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ B batch, C classes, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -37,8 +37,9 @@ class TransformPolicy(Policy):
 
     def curve(
         self, reference: Weights, tuned: Weights, alphas: Sequence[float], powers: Sequence[float]
-    ) -> dict[str, Weights]:
-        return {f"t={t:g}": {MATRIX: powered(tuned[MATRIX], t)} for t in powers}
+    ) -> Iterator[tuple[str, Weights]]:
+        for power in powers:
+            yield f"t={power:g}", {MATRIX: powered(tuned[MATRIX], power)}
 
     @torch.no_grad()
     def frozen(self, pixels_BHWC: Tensor) -> Tensor:

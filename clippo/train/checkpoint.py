@@ -100,10 +100,10 @@ def weights_of(policy: Policy, saved: Mapping[str, Weights], variant: str) -> We
     kind, _, number = variant.partition("=")
     with contextlib.suppress(ValueError):
         points = [float(number)]
-        curve = policy.curve(policy.trainable_weights(), saved["averaged"], points, points)
+        curve = dict(policy.curve(policy.trainable_weights(), saved["averaged"], points, points))
         if (weights := curve.get(f"{kind}={points[0]:g}")) is not None:
             return weights
-    (example,) = policy.curve(policy.trainable_weights(), saved["averaged"], [0.5], [0.5])
+    ((example, _),) = policy.curve(policy.trainable_weights(), saved["averaged"], [0.5], [0.5])
     raise ConfigError(
         f"the trial has no weights {variant!r}; it has {', '.join(sorted(saved))} and such as {example}"
     )

@@ -104,14 +104,15 @@ def fit(
         last = epoch + 1 == settings.epochs
         tuned = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
         began = time.perf_counter()
-        variants, curve = {AVERAGED: average.weights}, {}
+        variants = {AVERAGED: average.weights}
         if last:  # test sets are only reported, once
             variants[LAST] = tuned
-            curve = policy.curve(reference, average.weights, config.alphas, config.powers)
         sets = prepared.evaluation if last else prepared.evaluation_of("validation")
         on_curve = [s for s in sets if s.name.partition("/")[2] in curve_sets]
         counts = evaluate_policy(policy, sets, frozen, variants, step_of.cast, device)
-        counts += evaluate_policy(policy, on_curve, frozen, curve, step_of.cast, device)
+        curve = policy.curve(reference, average.weights, config.alphas, config.powers)
+        for name, weights in curve if last else ():  # one copy of the weights at a time
+            counts += evaluate_policy(policy, on_curve, frozen, {name: weights}, step_of.cast, device)
         policy.load_weights(tuned)
         metrics = dict(zip(("loss", "preference_loss", "kl"), means, strict=True))
         metrics |= {"train_s": spent, "data_s": waited, "eval_s": time.perf_counter() - began}

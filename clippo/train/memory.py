@@ -15,7 +15,7 @@ from clippo.config import SweepConfig
 from clippo.model import ClipModel, Policy, policy_of
 from clippo.train.step import autocast, resolved_precision
 
-PROCESS = 600_000_000  # Python with torch, open_clip and Ray, measured [bytes]
+PROCESS = 600_000_000  # Python with torch, open_clip and Ray: a round number [bytes]
 COPIES = ("the reference", "the average", "gradients", "two of the optimizer")
 """Copies of what is trained, besides the weights themselves."""
 
@@ -81,13 +81,12 @@ def estimated_memory(config: SweepConfig, clip: ClipModel) -> Memory:
     policy = policy_of(clip, config.model.trainable).eval()
     pairs = -(-config.train.batch_size // max(1, config.workers))
     one, two = (_kept(policy, clip, config, n) for n in (1, 2))
-    on_tower = config.model.trainable != "transform"
     return Memory(
         model=_bytes(clip.model.state_dict()),
         policy=_bytes(policy.state_dict()),
         trained=_bytes(policy.trainable_weights()),
         copies=len(COPIES) + 1 + (config.workers > 1),  # the ranks exchange gradients through buffers
-        curve=1 + len(config.train.alphas if on_tower else config.train.powers),
+        curve=2,  # the last weights, and one point of the curve at a time
         activations=two - one,
         fixed=max(0, 2 * one - two),
         pairs=min(pairs, config.train.micro_batch or pairs),
