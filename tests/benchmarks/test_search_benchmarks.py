@@ -1,4 +1,4 @@
-"""Searching on the table: the table is whole, a simulated sweep pays for what it takes, and the programs run."""
+"""The search benchmarks: the table is whole, a simulated sweep pays for what it takes, every program runs."""
 
 import dataclasses
 import json
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.common import RESULTS
 from benchmarks.search import compare, driver, table
 from benchmarks.search.simulate import Tabular, simulate
 from benchmarks.search.strategies import OURS, RANDOM, STRATEGIES, Repaired
@@ -122,7 +121,6 @@ def test_the_comparison_runs(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "search.json").read_text())
     assert {run["name"] for run in found["runs"]} == {RANDOM, OURS}
     assert (tmp_path / "search.png").stat().st_size > 10_000
-    assert not (RESULTS / "search.json").samefile(tmp_path / "search.json")
 
 
 def test_the_driver_is_timed_and_stopped(tmp_path: Path) -> None:
