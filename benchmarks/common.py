@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -244,7 +245,7 @@ def finish(
         "benchmark": name,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
-        "command": " ".join(["python -m", _module(), *_flags()]),
+        "command": " ".join(["python -m", _module(), *map(shlex.quote, _flags())]),
         "machine": machine(),
         "load_before_and_after": [load_before, load()],
         "settings": dict(settings),
@@ -302,12 +303,13 @@ def _module() -> str:
 
 
 def _flags() -> list[str]:
-    """The flags of this program, without the folder of results, which is a path of this machine."""
+    """The flags of this program, without folders, which are paths of this machine."""
+    folders = ("--results", "--cache")
     flags: list[str] = []
     skip = False
     for word in sys.argv[1:]:
-        if skip or word.startswith("--results"):
-            skip = word == "--results"
+        if skip or word.startswith(folders):
+            skip = word in folders
             continue
         flags.append(word)
     return flags

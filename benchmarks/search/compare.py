@@ -144,7 +144,9 @@ def chart(runs: Sequence[dict[str, Any]], budget: int) -> Any:
             ]
         base = alt.Chart(alt.InlineData(values=rows), title=KINDS[kind]).encode(
             x=alt.X("epochs:Q", title="epochs that all trials took"),
-            color=alt.Color("name:N", title=None, scale=alt.Scale(domain=names, range=COLOURS[: len(names)])),
+            color=alt.Color(
+                "name:N", title=None, scale=alt.Scale(domain=names, range=COLOURS[: len(names)])
+            ).legend(symbolOpacity=1, columns=5),
         )
         scale = alt.Scale(domain=[0.8, 1.0])
         title = "hypervolume, share of the table's best"

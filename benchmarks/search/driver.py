@@ -113,7 +113,7 @@ def main(
         results: folder of the JSON.
     """
     if smoke:
-        sizes, samplers, repeats = (8, 16), ("tpe", "random"), 2
+        sizes, samplers, repeats = (8,), ("tpe", "random"), 2
     console, load_before = the_console(), load()
     lines, seconds = [], {}
     for sampler in samplers:

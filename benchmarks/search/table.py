@@ -6,7 +6,8 @@ A sweep over the table costs seconds instead of hours, so ways of searching can 
     python -m benchmarks.search.table
 
 It is one row per setting, seed, epoch and evaluation set, for the averaged weights; the validation sets after
-every epoch, the test sets after the last one. Epoch 0 with no loss is the untouched model. A run that was
+every epoch, the test sets after the last one. Epoch 0 with no loss is the untouched model. The seconds are
+those of a machine that did other work too and once paused the program: they say little. A run that was
 interrupted is taken up where it stopped, by the same command.
 """
 
