@@ -438,6 +438,8 @@ def _quiet(verbose: bool, *, one_thread: bool = True) -> None:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints its own tables
         os.environ.setdefault("GLOG_minloglevel", "3")
+    # What calls Ray after its end must not join whatever other Ray has been on this machine.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # Tune would swallow the first Ctrl-C and end as if the sweep were done; ``ray job stop`` sends SIGTERM.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     for number in (signal.SIGINT, signal.SIGTERM):

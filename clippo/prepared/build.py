@@ -15,11 +15,11 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -231,14 +231,15 @@ def _built_on_ray(
                 num_gpus=gpus,
                 max_task_retries=RETRIES,
             )
-        rows = iter(built.iter_rows())
         try:
-            with nullcontext() if verbose else _silent_stderr():  # while the workers start
-                first = [next(rows)]
-            for row in chain(first, rows):
-                if row["error"]:
-                    raise pickle.loads(row["error"])
-                yield json.loads(row["summary"])
+            # Left open, the rows would end after Ray, and start or wait for another one.
+            with closing(cast("Generator[Any, None, None]", iter(built.iter_rows()))) as rows:
+                with nullcontext() if verbose else _silent_stderr():  # while the workers start
+                    first = [next(rows)]
+                for row in chain(first, rows):
+                    if row["error"]:
+                        raise pickle.loads(row["error"])
+                    yield json.loads(row["summary"])
         except ray.exceptions.RayActorError as error:
             raise ResourceError(
                 f"a process that prepares pictures died {RETRIES + 1} times at the same ones, perhaps out of "
