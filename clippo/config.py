@@ -173,10 +173,10 @@ class SearchConfig:
     """Trials of each setting, with a seed each; the sampler is told their mean [count]."""
     halving: bool = False
     """Stop trials early whose objectives after some epochs are not among the best (asynchronous successive
-    halving by non-dominated rank); useful from about 3 epochs on."""
-    min_epochs: int = 1
+    halving by non-dominated rank); for trials of many epochs (docs/EXPERIMENTS.md)."""
+    min_epochs: int = 3
     """With halving: epochs that every trial gets, the first rung [count]."""
-    reduction_factor: int = 3
+    reduction_factor: int = 2
     """With halving: at each rung the best 1 / reduction_factor go on, to as many times the epochs."""
     confirm: int = 2
     """Settings of the front that are trained once more after the search, with a fresh seed and two workers
