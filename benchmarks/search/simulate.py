@@ -72,7 +72,8 @@ class Tabular:
                     for axis, value in ((betas[loss], beta), (kls, kl), (rates, rate))
                 ), seed,
             )  # fmt: skip
-            validation[(*where, epoch - 1)] = reached(found, "validation")
+            at_epoch = *where, epoch - 1
+            validation[at_epoch] = reached(found, "validation")
             if epoch == epochs:
                 test[where] = reached(found, "test")
         assert not np.isnan(validation).any(), "the table lacks runs"
@@ -202,7 +203,8 @@ def simulate(
         which = (first[where] + proposed[where]) % table.seeds
         proposed[where] += 1
         started += 1
-        return _Running(started - 1, table.validation[(*where, which)], table.test[(*where, which)])
+        run = *where, which
+        return _Running(started - 1, table.validation[run], table.test[run])
 
     running = [start() for _ in range(workers)]
     while True:

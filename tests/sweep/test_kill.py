@@ -27,7 +27,8 @@ TRIALS = 16
 WHOLE = 20.0  # about what a sweep takes here after its untouched model has been measured [s]
 FLAGS = [
     "--name", "mortal", "--train-pictures", "128", "--eval-pictures", "16", "--epochs", "3", "3",
-    "--trials", str(TRIALS), "--halving", "--min-epochs", "1", "--baselines", "--confirm", "0", "--alphas", "0", "0.5",
+    "--trials", str(TRIALS), "--halving", "--min-epochs", "1", "--baselines", "--confirm", "0",
+    "--alphas", "0", "0.5",
 ]  # fmt: skip
 
 
