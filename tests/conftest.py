@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 import s3fs
 
@@ -21,6 +22,10 @@ from clippo.config import DataConfig, ModelConfig
 from clippo.model import ClipModel, load_clip
 from clippo.prepared import Location, PreparedSet, open_prepared, prepare
 from clippo.train.step import Frozen
+
+# A test's time says more about the machine than about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 class S3Server(NamedTuple):
