@@ -178,7 +178,7 @@ class SearchConfig:
     """With halving: epochs that every trial gets, the first rung [count]."""
     reduction_factor: int = 2
     """With halving: at each rung the best 1 / reduction_factor go on, to as many times the epochs."""
-    confirm: int = 2
+    confirm: int = 1
     """Settings of the front that are trained once more after the search, with a fresh seed and two workers
     where there are two cores, since a search's own best numbers are optimistic [count]."""
     warm_start: tuple[str, ...] = ()
