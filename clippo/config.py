@@ -203,6 +203,12 @@ class SearchConfig:
             _require(getattr(self, name) >= 0, f"search.{name}", getattr(self, name), "at least 0")
         _require(self.reduction_factor >= 2, "search.reduction_factor", self.reduction_factor, "at least 2")
         _require(
+            not self.halving or self.replicates == 1,
+            "search.replicates",
+            self.replicates,
+            "1 with halving, or the mean would be of the seeds that were not stopped",
+        )
+        _require(
             0 <= self.min_retention <= 1, "search.min_retention", self.min_retention, "a share in [0, 1]"
         )
         _require(

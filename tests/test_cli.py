@@ -98,3 +98,13 @@ def test_prepare_builds_what_the_sweep_then_finds(tmp_path: Path) -> None:
     assert manifest.stat().st_mtime_ns == built
     wrong = clippo("prepare", "--results", str(tmp_path), "--data.source", "folder:/nowhere")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
+
+
+def test_a_password_of_a_mirror_is_neither_kept_nor_printed(tmp_path: Path) -> None:
+    flags = ["--results", str(tmp_path / "results"), "--mirror", "postgresql://user:hunter2@localhost/db"]
+    for more in ([], ["--dry-run"]):
+        done = typo(*flags, *more)
+        assert done.returncode == 2
+        assert "carries a password" in done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
+    assert not (tmp_path / "results").exists()

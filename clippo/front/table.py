@@ -42,7 +42,7 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
         "",
     ]
     console.print("\n".join(lines), highlight=False)
-    if any(p.confirmed for p in front.points):
+    if any(p.confirmed and p.on_front for p in front.points):
         console.print(_confirmation(front))
         console.print()
     if front.searched:

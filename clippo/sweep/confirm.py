@@ -20,7 +20,7 @@ from clippo.sweep.search import Proposal
 def to_confirm(front: Front, count: int) -> list[Point]:
     """The points that matter most, of different settings: recommended, knee, then the farthest apart."""
     wanted: dict[str, Point] = {}
-    spread = (p for rows in range(1, len(front.points) + 1) for p in well_spread(front, rows))
+    spread = (p for rows in range(1, len(front.front) + 2) for p in well_spread(front, rows))
     for point in chain((front.recommended, front.knee), spread):
         if len(wanted) == count:
             break
@@ -41,6 +41,8 @@ def proposals(config: SweepConfig, front: Front) -> list[Proposal]:
 def with_workers(config: SweepConfig) -> SweepConfig:
     """The configuration of the confirming trials: two workers where the cluster has room for them."""
     if config.workers or config.autoscaling:  # what such a cluster may grow to is not known
+        return config
+    if config.train.batch_size < 4:  # an odd number of pairs could leave a worker without one
         return config
     two = dataclasses.replace(config, workers=2, search=dataclasses.replace(config.search, concurrency=1))
     try:

@@ -17,6 +17,8 @@ from clippo.errors import ConfigError
 from clippo.evaluate.objectives import is_maximised
 
 OWNER = "clippo_results"
+SECRETS = {"password", "passwd", "sslpassword"}
+"""Where a database URL may have a password besides its usual place."""
 
 
 class Mirror:
@@ -69,21 +71,31 @@ class Mirror:
             self._report(f"search.mirror is no longer written: {_first_line(error)}")
 
 
-def _storage(url: str) -> BaseStorage:
-    """The storage of ``journal:FILE`` or a database URL."""
-    kind, _, path = url.partition(":")
-    if kind == "journal":
-        return JournalStorage(JournalFileBackend(path))
+def check_mirror(url: str) -> None:
+    """Refuses what is no storage, and passwords, before anything is written or printed.
+
+    Raises:
+        ConfigError: never with the URL, which may have a secret in it.
+    """
+    if not url or url.startswith("journal:"):
+        return
     try:
-        if make_url(url).password:
-            raise ConfigError(
-                "search.mirror carries a password; leave it to the database's own means (such as ~/.pgpass)"
-            )
-        return RDBStorage(url)
+        parsed = make_url(url)
     except ArgumentError:
         raise ConfigError(
-            f"search.mirror is {url!r}; it must be journal:FILE or a database URL such as sqlite:///sweeps.db"
+            "search.mirror is no storage; it must be journal:FILE or a database URL such as sqlite:///sweeps.db"
         ) from None
+    if parsed.password is not None or SECRETS & parsed.query.keys():
+        raise ConfigError(
+            "search.mirror carries a password; leave it to the database's own means (such as ~/.pgpass)"
+        )
+
+
+def _storage(url: str) -> BaseStorage:
+    """The storage of ``journal:FILE`` or a database URL."""
+    check_mirror(url)
+    kind, _, path = url.partition(":")
+    return JournalStorage(JournalFileBackend(path)) if kind == "journal" else RDBStorage(url)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,13 +17,19 @@ from clippo.data.prompts import templates_of
 from clippo.errors import ClippoError
 from clippo.model.towers import check_name
 from clippo.results import ResultStore
+from clippo.sweep.mirror import check_mirror
 from clippo.sweep.scheduler import Halving
 from clippo.sweep.space import distributions
 from clippo.tasks.typographic import open_test_set
 
 
 def print_plan(config: SweepConfig, console: Console) -> None:
-    """The whole configuration, the search space, the resources, and what is there of what it needs."""
+    """The whole configuration, the search space, the resources, and what is there of what it needs.
+
+    Raises:
+        ConfigError: what is not even printed, since it has a secret in it.
+    """
+    check_mirror(config.search.mirror)
     for title, rows in (
         ("configuration", _settings(config)),
         ("search space", _space(config)),

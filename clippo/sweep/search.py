@@ -8,7 +8,6 @@ truth.
 
 from __future__ import annotations
 
-import math
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -106,6 +105,8 @@ class Search(Searcher):
         begun = {n: dict(settings) for n, (settings, _) in finished.items()}
         begun |= {int(p.trial_id): p.settings for p in again if p.trial_id.isdigit()}
         self._next_number = max(begun, default=-1) + 1
+        self._trials = max(search.trials, self._next_number)  # a resume may ask for fewer than were begun
+        self.ended: str | None = None  # why, where it was not for want of trials
         self.study = optuna.create_study(
             directions=["maximize" if is_maximised(o) else "minimize" for o in search.objectives],
             sampler=_sampler(search, self._next_number),
@@ -131,11 +132,6 @@ class Search(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher to restore it; a sweep is resumed from its tables instead
 
-    @property
-    def started(self) -> int:
-        """Trials of the search that have been started, those of earlier runs included."""
-        return self._next_number
-
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # or FINISHED
         """The next trial's id, attempt and settings; ``trial_id`` is Ray's own, which no resume keeps."""
         if self._queue:
@@ -143,7 +139,8 @@ class Search(Searcher):
         elif self._next_number < self.config.trials:
             number, replicate = divmod(self._next_number, self.config.replicates)
             if replicate == 0:
-                if self._exhausted():
+                if (reason := self._exhausted()) is not None:
+                    self.ended = reason
                     return Searcher.FINISHED
                 self._settings[number] = _Setting({}, self._members(number))
                 self._ask(self._settings[number])
@@ -187,7 +184,7 @@ class Search(Searcher):
     def _members(self, number: int) -> set[int]:
         """The trials of one setting."""
         first = number * self.config.replicates
-        return set(range(first, min(first + self.config.replicates, max(self.config.trials, first + 1))))
+        return set(range(first, min(first + self.config.replicates, self._trials)))
 
     def _proposal(self, number: int, setting: _Setting) -> Proposal:
         seed = self.config.seed + number % self.config.replicates
@@ -245,11 +242,6 @@ class Search(Searcher):
         if stopped:
             return TrialState.PRUNED, None, attributes | {"partial": [dict(n) for n in stopped]}, {}
         return TrialState.FAIL, None, attributes | {FAILURE: "; ".join({o.reason for o in ended})}, {}
-
-
-def are_finite(numbers: Numbers) -> bool:
-    """Whether a trial has all of its numbers."""
-    return all(map(math.isfinite, numbers.values()))
 
 
 def _sampler(search: SearchConfig, next_number: int) -> samplers.BaseSampler:

@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
+from rich.markup import escape
 
 from clippo.config import SweepConfig, absolute, digest
 from clippo.errors import ConfigError
@@ -30,7 +31,7 @@ from clippo.sweep.budget import Budget
 from clippo.sweep.callback import SweepCallback
 from clippo.sweep.cluster import check_resources, joined_ray, preparing_workers, trial_resources
 from clippo.sweep.examples import write_examples
-from clippo.sweep.mirror import Mirror
+from clippo.sweep.mirror import Mirror, check_mirror
 from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
@@ -77,7 +78,8 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         finished = finished_trials(store, config.name) if resumed else {}
         _say(
             console,
-            f"sweep [bold]{config.name}[/] {'resumed' if resumed else 'started'}, results in {store.uri}",
+            f"sweep [bold]{config.name}[/] {'resumed' if resumed else 'started'}, "
+            f"results in {escape(store.uri)}",
         )
         if not _is_finished(config, store, finished):
             with joined_ray(config):
@@ -90,7 +92,7 @@ def check_settings(config: SweepConfig) -> None:
     """Refuses names that nothing has; what a single field may be, the configuration itself checks.
 
     Raises:
-        ConfigError: an unknown task, loss or baseline.
+        ConfigError: an unknown task, loss or baseline, or a mirror that is none or has a password.
     """
     if config.task not in TASKS:
         raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
@@ -98,6 +100,7 @@ def check_settings(config: SweepConfig) -> None:
         resolve_loss(loss)
     for name in config.search.baselines:
         baseline(name, config.search, config.model.trainable)
+    check_mirror(config.search.mirror)
 
 
 def named(config: SweepConfig) -> SweepConfig:
@@ -207,7 +210,7 @@ class _Sweep:
             on_told=mirror.told if mirror else lambda trial: None,
         )
         self._tune(config, search, callback, scheduler)
-        return budget.exhausted() if search.started < search_config.trials else None
+        return search.ended
 
     def _confirm(self, view: ProgressView) -> None:
         """Trains settings of the front once more."""
@@ -321,7 +324,9 @@ def _is_finished(config: SweepConfig, store: ResultStore, finished: Mapping[str,
     scorer, reference = Scorer(config), finished[REFERENCE].counts
     outcomes = {i: scorer.outcome(t, reference) for i, t in finished.items()}
     budget = _budget(config, scorer.numbers(reference, reference), finished, outcomes)
-    if sum(i.isdigit() for i in finished) < config.search.trials and not budget.exhausted():
+    numbered = sum(i.isdigit() for i in finished)
+    half_run = numbered % config.search.replicates > 0
+    if numbered < config.search.trials and (half_run or not budget.exhausted()):
         return False
     wanted = confirm.proposals(config, front_of(store, config.name))
     return {p.trial_id for p in wanted} <= finished.keys()

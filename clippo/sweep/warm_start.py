@@ -24,10 +24,12 @@ def known_trials(config: SweepConfig) -> tuple[list[tuple[Mapping[str, Any], Out
         ConfigError: no such sweep, one of another task, or one without the sets of the objectives.
         StoreError: a store that cannot be read.
     """
-    scorer = Scorer(config)
+    scorer, own = Scorer(config), (ResultStore(config.results).uri, config.name)
     known: list[tuple[Mapping[str, Any], Outcome]] = []
     left_out = 0
     for store, sweep in (found for spec in config.search.warm_start for found in _sweeps(spec)):
+        if (store.uri, sweep) == own:
+            continue  # a resumed sweep knows its own trials
         theirs = store.config(sweep) or {}
         if theirs.get("task", config.task) != config.task:
             raise ConfigError(

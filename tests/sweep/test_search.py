@@ -191,6 +191,22 @@ def test_a_resume_completes_the_replicates_that_were_begun() -> None:
     assert search.study.trials[0].params == params_of(before[0]["settings"])
 
 
+def test_fewer_trials_than_were_begun_still_end_with_whole_settings() -> None:
+    before = drive(Search(REPLICATED, score), 4)
+    fewer = SearchConfig(concurrency=1, trials=4, replicates=3, seed=5)
+    running = [Proposal(f"0000{n}", 0, before[3]["settings"] | {"seed": 5 + n % 3}) for n in (4, 5)]
+    search = Search(fewer, score, finished=finished_of(before), unfinished=running)
+    drive(search, 2)
+    assert search.suggest("one more") == Searcher.FINISHED
+    assert [t.state for t in search.study.trials] == [TrialState.COMPLETE] * 2
+    assert search.study.trials[1].user_attrs["trials"] == [3, 4, 5]
+
+
+def test_replicates_are_not_stopped_one_by_one() -> None:
+    with pytest.raises(ConfigError, match="1 with halving"):
+        SearchConfig(halving=True, replicates=2)
+
+
 # ---- objectives, constraint, budget
 
 
@@ -266,7 +282,7 @@ def test_a_spent_budget_ends_the_search_but_not_in_the_middle_of_replicates() ->
     drive(search, 2)
     assert search.suggest("one more") == Searcher.FINISHED
     assert [t.state for t in search.study.trials] == [TrialState.COMPLETE]
-    assert search.started == 3
+    assert search.ended == "enough"
 
 
 # ---- other sweeps, other programs
@@ -331,6 +347,7 @@ def test_a_mirror_shows_what_the_study_knows(kind: str, tmp_path: Path) -> None:
         ("sqlite:////nowhere/at/all.db", "unable to open"),
         ("nonsense", "journal:FILE or a database URL"),
         ("postgresql://user:hunter2@localhost/db", "carries a password"),
+        ("postgresql://localhost/db?password=hunter2", "carries a password"),
     ],
 )
 def test_a_mirror_that_cannot_be_used(url: str, complaint: str) -> None:
