@@ -23,6 +23,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from clippo.errors import ConfigError
 from clippo.front import pareto_mask
+from clippo.train.loop import AGAIN
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,10 @@ class HalvingScheduler(FIFOScheduler):
         # The report of a failure has no epoch. Tune's own count of reports starts anew after a restart.
         epoch = result.get("epoch")
         if epoch is None or not trial_id.isdigit() or epoch >= trial.config["settings"]["epochs"]:
+            return self.CONTINUE
+        if result.get(AGAIN):  # it went on from here before its process died
+            if (values := self._score(result)) is not None:
+                self._halving.record(trial_id, epoch, values)
             return self.CONTINUE
         decision = self._halving.decide(trial_id, epoch, self._score(result) or [math.nan])
         if decision.stop or decision.rung:

@@ -29,6 +29,9 @@ AVERAGED, LAST = "averaged", "last"
 Report = Callable[[dict[str, Any]], None]
 """Called by every rank after every epoch."""
 
+AGAIN = "again"
+"""Key of a report that a resumed trial repeats, and after which it had gone on."""
+
 FAILURE = "failure"
 """Key of a report that says why a trial failed."""
 
@@ -74,7 +77,7 @@ def fit(
         reports = state["reports"]
         busy = reports[-1]["busy_s"]
         for earlier in reports:  # whoever listened to them may be gone
-            report(earlier)
+            report(earlier | {AGAIN: earlier is not reports[-1]})
         if len(reports) < settings.epochs:
             policy.load_weights(state["weights"])
             step_of.load_state_dict(state["optimizer"])

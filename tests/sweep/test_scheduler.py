@@ -22,6 +22,7 @@ from clippo.config import SearchConfig
 from clippo.errors import ConfigError
 from clippo.sweep.scheduler import Decision, Halving, HalvingScheduler, epsilon_net
 from clippo.sweep.search import Proposal, Search
+from clippo.train.loop import AGAIN
 
 # few values, so that ties, duplicates and constant objectives are the rule; exact in every scale below
 value = st.integers(-4, 4).map(lambda i: i / 4)
@@ -279,6 +280,14 @@ def test_epochs_are_counted_and_not_reports() -> None:
     one, two = Decision(False, 1, 0, 0, 3), Decision(False, 2, 0, 0, 3)
     assert seen == [("00000", e, d) for e, d in [(1, one), (2, two), (1, one), (2, two)]]
     assert scheduler.stopped == {}
+
+
+def test_a_resumed_trial_is_not_stopped_where_it_had_gone_on() -> None:
+    scheduler = HalvingScheduler(with_evidence(), values_of)
+    weak = trial_of("r0", "00000")
+    assert scheduler.on_trial_result(None, weak, report_of(1, 0.1) | {AGAIN: True}) == "CONTINUE"
+    assert scheduler.debug_string().startswith("Halving; epoch 1: 3 trials, 0 stopped"), "it is recorded"
+    assert scheduler.on_trial_result(None, weak, report_of(2, 0.1) | {AGAIN: False}) == "STOP"
 
 
 def test_who_is_never_stopped() -> None:

@@ -21,6 +21,7 @@ from clippo.prepared import PreparedSet, open_prepared
 from clippo.train import FileCheckpoints, TrialSettings, evaluate_reference, fit
 from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.checkpoint import POLICY, STATE, load_policy, load_state, weights_of
+from clippo.train.loop import AGAIN
 from clippo.train.step import Batch, Frozen, Step
 
 SETTINGS = TrialSettings(loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=2e-4, epochs=2, seed=3)
@@ -329,5 +330,7 @@ def test_a_finished_run_only_reports_again(
     assert state.stat().st_size < policy.stat().st_size / 10, (
         "no optimizer is kept when nothing is left to train"
     )
-    assert run(clip, small_set, frozen, tmp_path) == first
+    again = run(clip, small_set, frozen, tmp_path)
+    assert [r.pop(AGAIN) for r in again] == [True] * (len(again) - 1) + [False]
+    assert again == first
     assert policy.stat().st_mtime_ns == written
