@@ -8,16 +8,21 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 
 import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray._private.state import state as ray_state
+from ray._private.utils import write_ray_address
+from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from clippo.config import SweepConfig
 from clippo.errors import ResourceError
 
 DRIVER_CPU = 0.01
+DASHBOARD_S = 60
 MAX_PREPARING = 4  # processes that prepare pictures; each holds a model
 
 
@@ -32,9 +37,10 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
     # Before Ray Train frees what the workers of a stopped trial had reserved, it asks the dashboard whether
-    # their controller lives, and it finds the dashboard by a file; without either it never does (Ray 2.60).
+    # their controller lives; where it cannot find it, it gives up and never frees them (Ray 2.60).
     # Confirming trials are not stopped, and the ten processes of a dashboard would slow a laptop down.
-    with _own_address_file() if address == "local" and config.workers else contextlib.nullcontext():
+    own_dashboard = address == "local" and config.workers > 0
+    with _own_address_file() if own_dashboard else contextlib.nullcontext():
         ended_by = signal.getsignal(signal.SIGTERM)
         ray.init(
             address,
@@ -46,6 +52,8 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ended_by)  # Ray's own ends the process at once, with a stack trace
         try:
+            if own_dashboard:
+                _make_dashboard_known()
             yield
         finally:
             ray.shutdown()
@@ -62,6 +70,28 @@ def _own_address_file() -> Iterator[None]:
         del os.environ["RAY_TMPDIR"]
         if before is not None:
             os.environ["RAY_TMPDIR"] = before
+
+
+def _make_dashboard_known() -> None:
+    """Notes the address of this Ray, which ``ray.init`` does not, and waits until its dashboard answers.
+
+    Without the note, Ray looks for a process that could be it, and refuses to choose between two Rays on one
+    machine.
+    """
+    write_ray_address(ray.get_runtime_context().gcs_address)
+    deadline = time.monotonic() + DASHBOARD_S
+    while True:
+        try:
+            list_nodes(limit=1)
+            return
+        except (RayStateApiException, ConnectionError, ValueError) as error:
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"Ray's dashboard has not answered for {DASHBOARD_S} s, and without it the CPUs of a "
+                    f"stopped trial's workers stay taken; see dashboard.log in {os.environ['RAY_TMPDIR']}, "
+                    "or use --workers 0"
+                ) from error
+            time.sleep(0.2)
 
 
 def trial_resources(config: SweepConfig) -> dict[str, float]:

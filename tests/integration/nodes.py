@@ -50,6 +50,7 @@ class RayCluster:
             "OMP_NUM_THREADS": "1",
             "CLIPPO_CACHE": str(folder / "cache"),
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            "RAY_health_check_period_ms": "1000",  # five of these without an answer, and a node is lost
             "AWS_ENDPOINT_URL": server.endpoint,
             "AWS_ACCESS_KEY_ID": server.key,
             "AWS_SECRET_ACCESS_KEY": server.secret,

@@ -19,7 +19,9 @@ from tests.integration.nodes import RayCluster, ray_cluster
 pytestmark = pytest.mark.timeout(600)
 
 NAME = "rehearsal"
-FLAGS = ["--search.trials", "6", "--search.concurrency", "3", "--search.epochs", "16", "16", "--autoscaling"]
+EPOCHS = 24  # so many that a trial outlives the time that Ray needs to notice a lost node
+FLAGS = ["--search.trials", "6", "--search.concurrency", "3", "--search.epochs", f"{EPOCHS}", f"{EPOCHS}"]
+FLAGS += ["--autoscaling"]
 
 
 class Timeline:
@@ -29,6 +31,7 @@ class Timeline:
         self._cluster, self._began, self._ended = cluster, time.monotonic(), threading.Event()
         self.events: list[tuple[float, str]] = []
         self.workers: list[tuple[float, int]] = []
+        self._awaited = 0
 
     def note(self, event: str) -> None:
         seconds = time.monotonic() - self._began
@@ -54,10 +57,12 @@ class Timeline:
                 self.note(f"{now} worker{'s' * (now != 1)}")
 
     def wait_for(self, workers: int, seconds: float = 60) -> None:
+        """Returns when there were so many after what was waited for last, however short."""
         deadline = time.monotonic() + seconds
-        while not self.workers or self.workers[-1][1] != workers:
+        while workers not in (since := [n for _, n in self.workers[self._awaited :]]):
             assert time.monotonic() < deadline, f"not {workers} workers: {self.workers}"
             time.sleep(0.2)
+        self._awaited += since.index(workers) + 1
 
     def plot(self, path: Path) -> None:
         steps = [*self.workers, (time.monotonic() - self._began, self.workers[-1][1])]
@@ -110,7 +115,7 @@ def test_from_nothing_to_three_workers_and_back(s3_env: S3Server, tmp_path: Path
     )
     losses = [m for m in ResultStore(results).metrics(NAME).to_pylist() if m["name"] == "loss"]
     epochs = [(m["trial_id"], m["epoch"]) for m in losses]
-    assert sorted(epochs) == [(f"{i:05}", e) for i in range(6) for e in range(1, 17)]
+    assert sorted(epochs) == [(f"{i:05}", e) for i in range(6) for e in range(1, EPOCHS + 1)]
 
 
 def _ended(results: str) -> dict[str, datetime]:

@@ -437,7 +437,9 @@ def test_ray_stops_trials_in_their_own_process(own_ray: None, tmp_path: Path) ->
     assert [d.stop for d in swept.scheduler.stopped.values()] == [True, True]
 
 
-def test_ray_frees_the_workers_of_a_trial_that_is_stopped(own_ray: None, tmp_path: Path) -> None:
+def test_ray_frees_the_workers_of_a_trial_that_is_stopped(
+    own_ray: None, other_ray: None, tmp_path: Path
+) -> None:
     """Two workers take all CPUs, so the second trial runs only if those of the first are free again."""
     swept = sweep_of([proposal("00000", 0.1, 3), proposal("00001", 0.8, 2)], workers=2, folder=tmp_path)
     assert swept.log.reports == {"00000": [1], "00001": [1, 2]}
