@@ -95,7 +95,7 @@ def train(run: Run, device: torch.device, report: Any) -> None:
 
 
 def with_ray(run: Run) -> None:
-    """The loop as workers of a ``TorchTrainer``."""
+    """The loop as workers of a ``TorchTrainer``, asked for reports as often as those of a sweep."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -162,7 +162,7 @@ class Launches:
 
 def main(
     *, workers: int = 2, gpus_per_worker: float = 0.0, precision: Precision = "auto", rounds: int = 5,
-    epochs: int = 5, pictures: int = 512, batch_size: int = 64, model: str = BUNDLED,
+    epochs: int = 5, pictures: int = 2048, batch_size: int = 64, model: str = BUNDLED,
     trainable: str = "last:2", smoke: bool = False, results: Path = RESULTS,
 ) -> None:  # fmt: skip
     """Times the loop in worker processes of Ray Train and of torch.
@@ -182,6 +182,8 @@ def main(
     """
     import ray
 
+    from clippo.train.ray_train import POLL_S
+
     if smoke:
         rounds, epochs, pictures, batch_size, trainable = 1, 2, 16, 8, "last:1"
     console, load_before = the_console(), load()
@@ -196,6 +198,7 @@ def main(
             stamps=folder / "stamps.json",
         )  # fmt: skip
         os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = POLL_S
         began = time.perf_counter()
         cpus = max(workers, os.cpu_count() or 1)
         ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,6 +28,10 @@ from clippo.train.step import Frozen, TrialSettings
 
 LOST = "lost_workers"
 """Key of a report that says how often the workers of a trial were lost and started again."""
+
+POLL_S = "0.25"
+"""How often a trial's workers are asked for their report [seconds]; they wait until they were. Ray's default,
+2 s, is longer than a short epoch takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,7 @@ def run_trial(
         name: names the Train run, so that a restarted trial continues it.
         storage: where Ray Train keeps its own state.
     """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     per_worker = {"CPU": 1.0} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
     callbacks: list[Any] = [_Reports()] if workers else []
     trainer = TorchTrainer(
