@@ -58,6 +58,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.loop $(BENCH_FLAGS)
 	$(BIN)/python -m benchmarks.workers $(BENCH_FLAGS)
 	$(BIN)/python -m benchmarks.growth $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.store $(BENCH_FLAGS)
 	$(BIN)/python -m benchmarks.sweep $(BENCH_FLAGS)
 	$(BIN)/python -m benchmarks.report
 

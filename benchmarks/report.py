@@ -13,7 +13,18 @@ from benchmarks.common import RESULTS, Spread, program
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
-PROGRAMS = ("step-16", "step-64", "loop", "workers", "sweep", "growth", "compile", "search", "search-driver")
+PROGRAMS = (
+    "step-16",
+    "step-64",
+    "loop",
+    "workers",
+    "sweep",
+    "growth",
+    "store",
+    "compile",
+    "search",
+    "search-driver",
+)
 
 
 def section(results: Path) -> str:
