@@ -1,6 +1,16 @@
-"""What is measured: counts, objectives, and the ranking-bias measures. Counting tensors is in ``counts``."""
+"""What is measured: counts, objectives, ranking bias, how groups are read. ``counts`` counts tensors."""
 
+from clippo.evaluate.groups import bootstrap_interval, lean, majority_counts
 from clippo.evaluate.objectives import Counts, objectives
-from clippo.evaluate.ranking_bias import max_skew, ndkl
+from clippo.evaluate.ranking_bias import max_skew, ndkl, top_share
 
-__all__ = ["Counts", "max_skew", "ndkl", "objectives"]
+__all__ = [
+    "Counts",
+    "bootstrap_interval",
+    "lean",
+    "majority_counts",
+    "max_skew",
+    "ndkl",
+    "objectives",
+    "top_share",
+]

@@ -48,6 +48,25 @@ def ndkl(scores: ArrayLike, groups: ArrayLike, k: int, target: str = "equal") ->
     return float(np.average(kl_K, weights=1 / np.log2(rank_K + 1)))
 
 
+def top_share(scores: ArrayLike, groups: ArrayLike, k: int, group: object) -> float:
+    """The share of the top k that one group has.
+
+    Takes ``scores``, ``groups`` and ``k`` as `max_skew` does, and ``group``, a label of the pool.
+
+    Raises:
+        ConfigError: as `max_skew`, or no picture of the pool has that group.
+
+    >>> top_share([0.9, 0.8, 0.7, 0.1], ["f", "f", "m", "m"], k=3, group="m")
+    0.3333333333333333
+    """
+    names = np.unique(np.asarray(groups))
+    column = np.flatnonzero(names == group)
+    if not len(column):
+        raise ConfigError(f"no picture has group {group!r}; the groups are: {', '.join(map(str, names))}")
+    counts_KG, _ = _top_counts(scores, groups, k, "equal")
+    return float(counts_KG[-1, column[0]] / k)
+
+
 def _top_counts(
     scores: ArrayLike, groups: ArrayLike, k: int, target: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
