@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clippo.front.counts import SplitCounts
 from clippo.front.hypervolume import hypervolume
+from clippo.front.pareto import pareto_mask
 from clippo.front.uncertainty import (
     Array,
     cross_hypervolumes,
@@ -85,9 +86,11 @@ class Evidence:
         near = np.zeros(len(measured), dtype=np.bool_)
         for family in families:
             members = np.flatnonzero(family)
-            off = _doubt(measured[members], sd[members])
-            closest = members[np.argsort(off, kind="stable")[:MOST_DRAWN]]
-            near[closest[np.sort(off)[:MOST_DRAWN] < BEYOND_DOUBT]] = True
+            off_M = _doubt(measured[members], sd[members])
+            off, other = off_M.min(axis=1), off_M.max(axis=1)
+            closest = np.lexsort((other, off))[:MOST_DRAWN]
+            near[members[closest[off[closest] < BEYOND_DOUBT]]] = True
+            near[members[pareto_mask(measured[members])]] = True  # of equal points more than MOST_DRAWN
         near[0] = True
         near_C = np.flatnonzero(near)
 
@@ -188,12 +191,12 @@ def interval_of(split: SplitCounts, noise: Noise, confidence: float = 0.9) -> tu
 
 
 def _doubt(measured_PM: Array, sd_PM: Array) -> Array:
-    """How many standard deviations each point is off the front, in the objective where it is closest."""
-    off = np.full(len(measured_PM), np.inf)
+    """How many standard deviations each point is off the front, in either objective: (P, M)."""
+    off = np.empty_like(measured_PM)
     for m in (0, 1):
         order = np.lexsort((measured_PM[:, m], measured_PM[:, 1 - m]))[::-1]
         best = np.maximum.accumulate(measured_PM[order, m])  # of those at least as good in the other one
-        off[order] = np.minimum(off[order], (best - measured_PM[order, m]) / sd_PM[order, m])
+        off[order, m] = (best - measured_PM[order, m]) / sd_PM[order, m]
     return off
 
 

@@ -116,6 +116,21 @@ def test_only_points_that_may_matter_are_drawn() -> None:
     assert found.chance(0.5)[found.near_C].min() > 0.9
 
 
+def test_all_of_the_front_is_drawn_whatever_ties_with_it() -> None:
+    """More points than are drawn have the best retention there is, and more than that are equal."""
+    rng = np.random.default_rng(0)
+    tied_PS = np.full((4000, 5), 0.8)
+    tied_PS[:, :2] = rng.uniform(0.3, 0.9, size=(4000, 1))
+    equal_PS = np.full((1500, 5), 0.95)
+    for accuracy_PS in (tied_PS, equal_PS):
+        split = counts(accuracy_PS, 400)
+        found = Evidence.of(split, noise(len(accuracy_PS)), [np.ones(len(accuracy_PS), dtype=bool)])
+        on_front = np.flatnonzero(pareto_mask(found.measured_PM))
+        assert set(on_front) <= set(found.near_C.tolist())
+        best = int(on_front[-1])
+        assert set(on_front) - {best} <= set(found.alike(best).tolist())
+
+
 def test_what_cannot_be_told_apart() -> None:
     accuracy_PS = np.tile([0.8, 0.8, 0.93, 0.85, 0.8], (4, 1))
     accuracy_PS[0] = 0.40, 0.36, 0.97, 0.9, 0.95
