@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import warnings
@@ -24,6 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute
 from clippo.errors import ClippoError, ConfigError, StoreError
@@ -60,7 +62,7 @@ def sweep_main(presets: Presets, description: str | None) -> None:
             run_sweep,
         )  # they take seconds to import; --help needs none
 
-        config, console = named(config), Console()
+        config, console = named(config), _Console()
         if config.dry_run:
             print_plan(absolute(config), console)
             return 0
@@ -72,10 +74,8 @@ def sweep_main(presets: Presets, description: str | None) -> None:
             print(f"interrupted; the same command with --name {config.name} goes on", file=sys.stderr)
             return 130
         print_front(front, console)
-        where = f"clippo front {config.results} --sweep {front.sweep}"
-        console.print(
-            f"results: {config.results}   this table again: {where}", soft_wrap=True, highlight=False
-        )
+        where = f"clippo front {shlex.quote(config.results)} --sweep {front.sweep}"
+        console.print(Text(f"results: {config.results}   this table again: {where}"), soft_wrap=True)
         if front.completed == 0:
             console.print("[red]no trial of the sweep was completed[/]")
             return 1
@@ -139,7 +139,7 @@ class FrontCommand:
         if self.json:
             print(json.dumps(front.to_json(), indent=1))
         else:
-            print_front(front, Console(), everything=self.all)
+            print_front(front, _Console(), everything=self.all)
         if self.plot:
             from clippo.front.plot import front_chart, save_chart  # Altair takes a second to import
 
@@ -258,7 +258,8 @@ class EvaluateCommand:
         if self.json:
             print(json.dumps({"sets": [_measured(c) for c in counts], "left_out": left_out}, indent=1))
             return 0
-        table = Table(title=f"{self.model} on {self.data}", title_justify="left", box=box.SIMPLE_HEAD)
+        title = Text(f"{self.model} on {self.data}")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for name in ("set", "pictures", "accuracy", "read as the word"):
             table.add_column(name, justify="left" if name == "set" else "right")
         for row in map(_measured, counts):
@@ -266,8 +267,8 @@ class EvaluateCommand:
                 f"{row[name]:.3f} ({shown_interval(row[f'{name}_interval'])})" if name in row else ""
                 for name in ("accuracy", "attack_success_rate")
             ]
-            table.add_row(row["set"], str(row["n_total"]), *shares)
-        Console().print(table)
+            table.add_row(Text(row["set"]), str(row["n_total"]), *shares)
+        _Console().print(table)
         print("in brackets: 90 % intervals (Wilson) from the counts")
         if left_out:
             print(f"{len(left_out)} pictures could not be read, the first: {left_out[0]}", file=sys.stderr)
@@ -372,7 +373,7 @@ class DoctorCommand(SweepConfig):
         findings = examine(
             config, probe_trial=self.probe_trial, price_per_device_hour=self.price_per_device_hour
         )
-        return 2 if print_findings(findings, Console()) else 0
+        return 2 if print_findings(findings, _Console()) else 0
 
 
 class Command(Protocol):
@@ -420,12 +421,24 @@ def _parsed(parse: Callable[[], Parsed]) -> Parsed:
 def _guarded(run: Callable[[], int]) -> int:
     """Runs a command; an error that the user can mend becomes one line and status 2."""
     try:
-        return run()
+        status = run()
+        sys.stdout.flush()
     except ClippoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who read the output (head, less) has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+        return 128 + signal.SIGPIPE
+    return status
+
+
+class _Console(Console):
+    """A console whose reader may leave; rich would end the process with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def _quiet(verbose: bool, *, one_thread: bool = True) -> None:

@@ -50,15 +50,18 @@ def test_the_published_setting() -> None:
 
 def test_a_dry_run_of_the_paper_says_what_is_missing_and_runs_nothing(tmp_path: Path) -> None:
     flags = ["--preset", "paper", "--dry-run", "--precision", "bf16", "--trials", "9"]
-    done = typo(*flags, "--results", str(tmp_path / "results"))
+    results = tmp_path / "results[red]:cat:"
+    done = typo(*flags, "--results", str(results))
     assert done.returncode == 0, done.stderr
     printed = done.stdout
+    assert f"there    results {results}\n" in printed, "a path is printed as it is"
+    assert "results[red]:cat:" in printed.split("there    results")[0].replace("\n", "").replace(" ", "")
     for line in ("train.precision", "bf16", "kl_weight", "0.01 to 2, log", "1 to compare with"):
         assert line in printed
     assert "there    model ViT-B-32, known; its weights are downloaded" in printed
     assert "missing  pictures folder:data/imagenet100" in printed
     assert "missing  test set rta-100:data/rta-100" in printed
-    assert not list((tmp_path / "results").glob("**/*")), "nothing is left behind"
+    assert not list(results.glob("**/*")), "nothing is left behind"
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,14 @@ class SplitCounts:
 
         They are those of `clippo.evaluate.objectives`, for all points at once.
         """
+        weights = self.total_PS[:, : self.attacked]
         if deviate is None:
             accuracy = self.correct_PS / self.total_PS
+            right = self.correct_PS[:, : self.attacked]  # not accuracy * weights, or equal sums would differ
         else:
             accuracy = accuracy_at(self.correct_PS, self.total_PS, deviate)
-        weights = self.total_PS[:, : self.attacked]
-        robustness = (accuracy[..., : self.attacked] * weights).sum(axis=-1) / weights.sum(axis=-1)
+            right = accuracy[..., : self.attacked] * weights
+        robustness = right.sum(axis=-1) / weights.sum(axis=-1)
         kept = accuracy[..., self.attacked :]
         retention = np.minimum(kept / kept[..., :1, :], 1).mean(axis=-1)
         retention[..., 0] = 1  # it keeps all that it has, whatever that is

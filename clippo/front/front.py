@@ -171,7 +171,10 @@ class Front:
             },
             "reference": _plain(self.reference),
             "points": [_plain(p) for p in self.front],
-            "searched": [{"trial_id": p.trial_id, "objectives": values} for p, values in self.searched],
+            "searched": [
+                {"trial_id": p.trial_id, "feasible": p.feasible, "objectives": values}
+                for p, values in self.searched
+            ],
         }
 
 

@@ -42,8 +42,8 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
         "",
     ]
     console.print("\n".join(lines), highlight=False)
-    if any(p.confirmed and p.on_front for p in front.points):
-        console.print(_confirmation(front))
+    if confirmed := _confirmed(front, shown):
+        console.print(_confirmation(confirmed, front))
         console.print()
     if front.searched:
         console.print(_searched(front))
@@ -93,11 +93,11 @@ def _table(title: str | None, titles: Iterable[str], left: int) -> Table:
 
 def _cells(point: Point, front: Front) -> list[str]:
     marks = [m for m, p in (("R", front.recommended), ("K", front.knee)) if point is p]
-    marks += [] if point.feasible else ["<"]
+    marks.append(_mark(point))
     untouched = point.trial_id == REFERENCE
     names = ("robustness", "retention", "attack_success_rate", "reading_accuracy")
     return [
-        "\n".join(marks),
+        "\n".join(filter(None, marks)),
         "untouched" if untouched else f"{point.trial_id}\n{point.variant}",
         "" if untouched else describe(point.settings).replace(" kl", "\nkl"),
         f"{_share(point.robustness)}\n{shown_interval(point.robustness_interval)}",
@@ -106,6 +106,10 @@ def _cells(point: Point, front: Front) -> list[str]:
         *(_share(point.test[n]) if n in point.test else "" for n in names),
         "" if untouched else _duration(point.device_s),
     ]
+
+
+def _mark(point: Point) -> str:
+    return "" if point.feasible else "<"
 
 
 def knee(front: Front) -> str:
@@ -141,14 +145,22 @@ def _comparison(front: Front) -> Table:
     return table
 
 
-def _confirmation(front: Front) -> Table:
+def _confirmed(front: Front, shown: Sequence[Point]) -> list[Point]:
+    """The confirmed points that the front's table shows; of a trial that it shows none of, the first."""
+    confirmed = [p for p in front.front if p.confirmed]
+    there = {p.trial_id for p in confirmed if p in shown}
+    firsts = [p for i, p in {p.trial_id: p for p in reversed(confirmed)}.items() if i not in there]
+    return [p for p in confirmed if p in shown or p in firsts]
+
+
+def _confirmation(confirmed: Sequence[Point], front: Front) -> Table:
     """What the search says of some points, and what a model trained once more says."""
     titles = (
         "confirmed with\na fresh seed", "weights", "robust-\nness", "reten-\ntion", "test\nrob.",
         "test\nret.", "fresh\nrob.", "fresh\nret.",
     )  # fmt: skip
     table = _table(None, titles, left=2)
-    for point in [p for p in front.points if p.confirmed and p.on_front][:ROWS]:
+    for point in confirmed:
         again = [
             f"{_share(point.confirmed[n])}\n{shown_interval(point.confirmed_intervals[n])}"
             for n in ("robustness", "retention")
@@ -160,10 +172,10 @@ def _confirmation(front: Front) -> Table:
 
 def _searched(front: Front) -> Table:
     """What no other trial beats in the objectives of the search."""
-    table = _table("front of the search's own objectives", ("trial", *front.searched[0][1]), left=1)
+    table = _table("front of the search's own objectives", ("", "trial", *front.searched[0][1]), left=2)
     for point, values in front.searched:
         name = "untouched" if point.trial_id == REFERENCE else point.trial_id
-        table.add_row(name, *(f"{value:.3g}" for value in values.values()))
+        table.add_row(_mark(point), name, *(f"{value:.3g}" for value in values.values()))
     return table
 
 

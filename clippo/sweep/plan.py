@@ -10,6 +10,7 @@ from pathlib import Path
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clippo.config import SweepConfig
 from clippo.data.datasets import open_source
@@ -39,14 +40,14 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a path may look like markup
         console.print(table, highlight=False)
         console.print()
     console.print("[italic]what must be there[/]")
     for what, missing in needs(config):
-        console.print(f"{'missing' if missing else 'there':<8} {what}", soft_wrap=True, highlight=False)
+        console.print(Text(f"{'missing' if missing else 'there':<8} {what}"), soft_wrap=True)
         if missing:
-            console.print(f"{'':<9}{missing}", soft_wrap=True, highlight=False, markup=False)
+            console.print(Text(f"{'':<9}{missing}"), soft_wrap=True)
 
 
 def _settings(config: SweepConfig) -> Iterator[tuple[str, str]]:

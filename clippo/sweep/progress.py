@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from clippo.front import hypervolume
 from clippo.front.evidence import HV_REFERENCE_POINT
@@ -73,17 +74,16 @@ class ProgressView:
             self._points.append(list(point))
         finished = self._done + self._failed
         self._bar.update(self._task, completed=finished, left=self._time_left(finished))
-        outcome = (
-            f"[red]failed[/]: {failure}"
-            if point is None
-            else f"robustness {point[0]:.3f}  retention {point[1]:.3f}" + (note and f"  {note}")
-        )
-        line = f"{finished:>4}/{self._total}  {name}  {settings}  {outcome}"
+        line = Text(f"{finished:>4}/{self._total}  {name}  {settings}  ")
+        if point is None:
+            line.append("failed", "red").append(f": {failure}")
+        else:
+            line.append(f"robustness {point[0]:.3f}  retention {point[1]:.3f}" + (note and f"  {note}"))
         if not self._console.is_terminal:  # a log has no live view
             best = "  ".join(f"best@{level} {self._best(level)}" for level in RETENTION_LEVELS)
             state = f"running {self._running}  {best}  hypervolume {self._hypervolume():.4f}"
-            line += f"  |  {state}  {self._time_left(finished)}"
-        self._console.print(line, highlight=False, soft_wrap=True)
+            line.append(f"  |  {state}  {self._time_left(finished)}")
+        self._console.print(line, soft_wrap=True)
 
     def _best(self, level: float) -> str:
         """The highest robustness of a trial that keeps this retention."""

@@ -1,6 +1,8 @@
 """``clippo front`` and ``clippo report``, as a person runs them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,17 @@ def test_the_table_and_the_picture(results: Path, tmp_path: Path) -> None:
     assert "not shown" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "recommended" in (tmp_path / "front.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("flag", ["--json", "--all"])
+def test_a_reader_that_has_enough_hears_no_complaint(results: Path, flag: str) -> None:
+    """As ``clippo front STORE --json | head -1``, whose head leaves before the rest is written."""
+    command = [sys.executable, "-m", "clippo", "front", str(results), flag]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as front:
+        assert front.stdout is not None
+        front.stdout.close()
+        _, complaints = front.communicate(timeout=100)
+    assert (front.returncode, complaints) == (141, b"")
 
 
 def test_a_report_is_written(results: Path, tmp_path: Path) -> None:

@@ -47,6 +47,13 @@ def measured(accuracy_PS: np.ndarray, shared: float, rng: np.random.Generator) -
     return (ease < accuracy_PS[..., None]).mean(axis=-1)
 
 
+def test_equal_counts_are_equal_robustness() -> None:
+    """Shares of 300 pictures are rounded, so that sums of them would differ where the counts do not."""
+    correct_PS = np.array([[200.0, 0.0, 300.0], [194.0, 6.0, 300.0], [181.0, 19.0, 299.0]])
+    made = SplitCounts(correct_PS=correct_PS, total_PS=np.full((3, 3), 300.0), attacked=2)
+    assert made.objectives()[:, 0].tolist() == [1 / 3] * 3
+
+
 @pytest.mark.parametrize("shared", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize(("points", "spread", "sweeps"), [(30, 0.05, 70), (150, 0.0, 40)])
 def test_90_percent_of_a_hypervolume_and_of_a_gain_cover_at_least_87(

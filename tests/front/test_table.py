@@ -1,6 +1,7 @@
 """The front as text."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -91,6 +92,32 @@ def test_where_nothing_keeps_enough_the_untouched_model_is_recommended() -> None
     if made.recommended is made.reference:
         assert "Recommended (R): the untouched model. No tuned one keeps 1 of what" in text
         assert "preference optimisation none" in text
+
+
+def test_every_confirmed_trial_is_shown(made: Front) -> None:
+    """Also one whose points are none of the well-spread ones of the table."""
+    fresh = {"robustness": 0.123, "retention": 0.456}
+    limits = {"robustness": (0.1, 0.2), "retention": (0.4, 0.5)}
+    long = [
+        replace(p, on_front=True, confirmed=fresh, confirmed_intervals=limits) for p in made.points[1::20]
+    ]
+    crowded = replace(made, points=[made.reference, *long], knee=None)
+    trials = {p.trial_id for p in long}
+    assert trials - {p.trial_id for p in well_spread(crowded, 12)}, "or this tests nothing"
+    for everything in (False, True):
+        text = printed(crowded, everything=everything).split("a fresh seed")[1].split("\n\n")[0]
+        rows = [line.split()[0] for line in text.splitlines() if ".123" in line]
+        assert set(rows) == trials
+        assert len(rows) == len(long) if everything else len(rows) < len(long)
+
+
+def test_the_front_of_other_objectives_marks_what_keeps_too_little(made: Front) -> None:
+    some = [replace(p, feasible=bool(n % 2)) for n, p in enumerate(made.points[:8])]
+    searched = replace(made, searched=[(p, {"device_s": 1.25, "retention": p.retention}) for p in some])
+    text = printed(searched).split("device_s")[1].split("\n\n")[0]
+    rows = [line.split() for line in text.splitlines() if "1.25" in line]
+    assert [row[0] == "<" for row in rows] == [not p.feasible for p in some]
+    assert [s["feasible"] for s in searched.to_json()["searched"]] == [p.feasible for p in some]
 
 
 def test_repeated_seeds_are_said() -> None:
