@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -37,15 +38,15 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
     # Before Ray Train frees what the workers of a stopped trial had reserved, it asks the dashboard whether
-    # their controller lives; where it cannot find it, it gives up and never frees them (Ray 2.60).
-    # Confirming trials are not stopped, and the ten processes of a dashboard would slow a laptop down.
-    own_dashboard = address == "local" and config.workers > 0
+    # their controller lives; where it cannot find it, it gives up and never frees them, and every run of
+    # workers, also one that confirms, ends 12 s later (Ray 2.60). A dashboard costs a second of CPU time.
+    own_dashboard = address == "local" and (config.workers > 0 or config.search.confirm > 0)
     with _own_address_file() if own_dashboard else contextlib.nullcontext():
         ended_by = signal.getsignal(signal.SIGTERM)
         ray.init(
             address,
             resources=drivers,
-            include_dashboard=config.workers > 0,
+            include_dashboard=own_dashboard,
             log_to_driver=config.verbose,
             logging_level=level,
         )
@@ -53,7 +54,11 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
             signal.signal(signal.SIGTERM, ended_by)  # Ray's own ends the process at once, with a stack trace
         try:
             if own_dashboard:
-                _make_dashboard_known()
+                # ``ray.init`` does not. Without it, Ray looks for a process that could be it, and refuses
+                # to choose between two Rays on one machine.
+                write_ray_address(ray.get_runtime_context().gcs_address)
+            if own_dashboard and config.workers:
+                _wait_for_dashboard()
             yield
         finally:
             ray.shutdown()
@@ -61,24 +66,24 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_address_file() -> Iterator[None]:
-    """Keeps the file in which Ray notes its address apart from those of other Rays on this machine."""
+    """Keeps the file in which Ray's address is noted apart from those of other Rays on this machine.
+
+    Ray's logs are there, too; they are kept when something went wrong.
+    """
     before = os.environ.get("RAY_TMPDIR")
-    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="clippo-", dir=get_default_system_temp_dir())
+    folder = tempfile.mkdtemp(prefix="clippo-", dir=get_default_system_temp_dir())
+    os.environ["RAY_TMPDIR"] = folder
     try:
         yield
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         del os.environ["RAY_TMPDIR"]
         if before is not None:
             os.environ["RAY_TMPDIR"] = before
 
 
-def _make_dashboard_known() -> None:
-    """Notes the address of this Ray, which ``ray.init`` does not, and waits until its dashboard answers.
-
-    Without the note, Ray looks for a process that could be it, and refuses to choose between two Rays on one
-    machine.
-    """
-    write_ray_address(ray.get_runtime_context().gcs_address)
+def _wait_for_dashboard() -> None:
+    """Returns when it answers; confirming trials come so late that they need not wait."""
     deadline = time.monotonic() + DASHBOARD_S
     while True:
         try:
