@@ -31,13 +31,15 @@ from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute
 from clippo.errors import ClippoError, ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.front import wilson_interval
-from clippo.front.front import CONFIDENCE
+from clippo.front.follow import followed
+from clippo.front.front import CONFIDENCE, Front
 from clippo.front.points import front_of
 from clippo.front.table import print_front, shown_interval
 from clippo.results import ResultStore
 
 Parsed = TypeVar("Parsed")
 
+PATIENCE = 60.0  # how long a store that is followed may be away [s]
 PROGRESS_COLUMNS = (
     TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
 )  # fmt: skip
@@ -132,19 +134,33 @@ class FrontCommand:
     """Print JSON instead of a table."""
     plot: str = ""
     """Also draw the front into this file: .png, .svg or .html."""
+    follow: bool = False
+    """Show it again whenever trials have ended, until the sweep has, or Ctrl-C (exit status 130)."""
+    every: float = 10.0
+    """With --follow: time between two looks at the store [s]."""
 
     def run(self) -> int:
-        store = ResultStore(self.store)
-        front = front_of(store, _only_sweep(store, self.sweep), min_retention=self.min_retention)
+        store = ResultStore(self.store, patience=PATIENCE if self.follow else 0.0)
+        sweep, bound = _only_sweep(store, self.sweep), self.min_retention
+        if not self.follow:
+            self._show(front_of(store, sweep, min_retention=bound))
+            return 0
+        for front in followed(store, sweep, Console(stderr=True), every=self.every, min_retention=bound):
+            self._show(front)
+        return 0
+
+    def _show(self, front: Front) -> None:
+        console = _Console()
         if self.json:
-            print(json.dumps(front.to_json(), indent=1))
+            print(json.dumps(front.to_json(), indent=None if self.follow else 1), flush=True)
         else:
-            print_front(front, _Console(), everything=self.all)
+            if self.follow and console.is_terminal:
+                console.clear()
+            print_front(front, console, everything=self.all)
         if self.plot:
             from clippo.front.plot import front_chart, save_chart  # Altair takes a second to import
 
             save_chart(front_chart(front), self.plot)
-        return 0
 
 
 @dataclass(frozen=True)

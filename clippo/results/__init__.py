@@ -2,6 +2,16 @@
 
 from clippo.results.schema import SCHEMA_VERSION, STATUSES, TABLES, View
 from clippo.results.spooled import SpooledStore
-from clippo.results.store import ResultStore
+from clippo.results.store import ENDED, INTERRUPTED, RUNNING, ResultStore
 
-__all__ = ["SCHEMA_VERSION", "STATUSES", "TABLES", "ResultStore", "SpooledStore", "View"]
+__all__ = [
+    "ENDED",
+    "INTERRUPTED",
+    "RUNNING",
+    "SCHEMA_VERSION",
+    "STATUSES",
+    "TABLES",
+    "ResultStore",
+    "SpooledStore",
+    "View",
+]

@@ -1,6 +1,7 @@
 """Result rows on a local directory, ``s3://`` or another object store that fsspec knows.
 
     sweeps/<sweep>.json                                        the config; whoever creates it owns the name
+    state/<sweep>.json                                         whether it runs; says nothing of its results
     started/sweep=<sweep>/<trial_id>-<attempt>.json            settings of a trial that has begun
     {trials,metrics,evals}/sweep=<sweep>/<trial_id>-<attempt>.parquet
     examples/sweep=<sweep>/examples.parquet
@@ -35,6 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _CONFIG = re.compile(r"sweeps/([^/]+)\.json")
 _TRIALS = re.compile(r"trials/sweep=([^/]+)/[^/]+\.parquet")
 _EXAMPLES = re.compile(r"examples/sweep=([^/]+)/examples\.parquet")
+STATES = (RUNNING, ENDED, INTERRUPTED) = ("running", "ended", "interrupted")
 _ROUNDS = 10  # of reading what is being sealed; one is rare
 
 
@@ -118,6 +120,12 @@ class ResultStore:
         if not self._objects.create(key, data) and self._objects.get([key]) != [data]:
             raise StoreError(f"sweep {sweep!r} is already in {self.uri}; resume it or choose another name")
 
+    def write_state(self, sweep: str, state: str, trials: int) -> None:
+        """Note for onlookers how it stands with a sweep and how many trials it shall have."""
+        assert state in STATES
+        row = {"state": state, "trials": trials, "at": _now()}
+        self._write(f"state/{_name('sweep', sweep)}.json", _json(row))
+
     def write_bytes(self, relative: str, data: bytes) -> None:
         """Keep any other object, such as a checkpoint."""
         self._write(_relative(relative), data)
@@ -196,6 +204,15 @@ class ResultStore:
         """The config a sweep was started with, or None if there is no such sweep."""
         [data] = self._objects.get([f"sweeps/{_name('sweep', sweep)}.json"])
         return None if data is None else dict(json.loads(data)["config"])
+
+    def state(self, sweep: str) -> dict[str, Any] | None:
+        """``state``, ``trials`` and ``at`` as noted last; a driver that was killed leaves its sweep running."""
+        [data] = self._objects.get([f"state/{_name('sweep', sweep)}.json"])
+        return None if data is None else dict(json.loads(data))
+
+    def finished(self, sweep: str) -> dict[str, int]:
+        """The highest attempt of each trial that has rows, from a listing alone."""
+        return find_folders(self._objects, "trials", _name("sweep", sweep))[sweep].latest()
 
     def sweeps(self) -> list[str]:
         """Names of all sweeps, sorted, with or without finished trials."""

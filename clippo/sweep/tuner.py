@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from clippo.config import SweepConfig, absolute, digest
-from clippo.errors import ConfigError
+from clippo.errors import ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.evaluate.objectives import is_maximised
 from clippo.front.counts import CONFIRM, REFERENCE
@@ -25,7 +26,7 @@ from clippo.front.front import Front
 from clippo.front.points import front_of
 from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
-from clippo.results import ResultStore, SpooledStore
+from clippo.results import ENDED, INTERRUPTED, RUNNING, ResultStore, SpooledStore
 from clippo.sweep import confirm
 from clippo.sweep.budget import Budget
 from clippo.sweep.callback import SweepCallback
@@ -141,11 +142,25 @@ class _Sweep:
         view.resumed(
             [(n["robustness"], n["retention"]) for n in ended if n], failed=sum(n is None for n in ended)
         )
-        with view:
-            if (reason := self._search(view, untouched)) is not None:
-                self._say(f"no more trials: {reason}")
-            self._confirm(view)
-        write_examples(config, store, self._shared)
+        with self._noted(total):
+            with view:
+                if (reason := self._search(view, untouched)) is not None:
+                    self._say(f"no more trials: {reason}")
+                self._confirm(view)
+            write_examples(config, store, self._shared)
+
+    @contextlib.contextmanager
+    def _noted(self, trials: int) -> Iterator[None]:
+        """Tells those who follow the sweep that it runs, and how that ended."""
+        note = partial(self._store.write_state, self._config.name, trials=trials)
+        note(RUNNING)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(StoreError):  # what ended the sweep is said
+                note(INTERRUPTED)
+            raise
+        note(ENDED)
 
     def _measured_reference(self, resumed: bool) -> list[Counts]:
         """The counts of the untouched model; they open a new sweep.

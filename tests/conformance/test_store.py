@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clippo.errors import ConfigError, StoreError
-from clippo.results import SCHEMA_VERSION, TABLES, ResultStore
+from clippo.results import ENDED, RUNNING, SCHEMA_VERSION, TABLES, ResultStore
 from tests.results.sample import (
     EVALS,
     EXAMPLE,
@@ -86,6 +86,22 @@ def test_empty_store_has_empty_tables(store: ResultStore) -> None:
     assert store.sweeps() == []
     assert store.started("s1") == []
     assert store.config("s1") is None
+
+
+def test_onlookers_see_how_far_a_sweep_is(store: ResultStore) -> None:
+    assert store.state("s1") is None
+    assert store.finished("s1") == {}
+    store.write_state("s1", RUNNING, trials=3)
+    write(store, attempt=1)
+    write(store, trial_id="t2")
+    assert store.finished("s1") == {"t1": 1, "t2": 0}
+    store.compact("s1")
+    assert store.finished("s1") == {"t1": 1, "t2": 0}
+    store.write_state("s1", ENDED, trials=3)
+    state = store.state("s1")
+    assert state is not None
+    assert (state["state"], state["trials"]) == (ENDED, 3)
+    assert store.sweeps() == ["s1"]
 
 
 def test_times_are_kept_in_utc(tmp_path: Path) -> None:

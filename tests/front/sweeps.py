@@ -61,7 +61,13 @@ class Sweep:
         return pa.Table.from_pylist(self.trials, schema=TABLES["trials"])
 
     def write(self, store: ResultStore, name: str = "made") -> None:
+        self.write_config(store, name)
+        self.write_rows(store, name)
+
+    def write_config(self, store: ResultStore, name: str = "made") -> None:
         store.write_config(name, {**CONFIG, "name": name})
+
+    def write_rows(self, store: ResultStore, name: str = "made") -> None:
         by_trial: dict[str, list[dict[str, Any]]] = {}
         for row in self.evals.to_pylist():
             by_trial.setdefault(row["trial_id"], []).append({n: v for n, v in row.items() if n != "sweep"})

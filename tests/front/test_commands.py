@@ -1,15 +1,20 @@
 """``clippo front`` and ``clippo report``, as a person runs them."""
 
+import contextlib
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from clippo.results import ResultStore
+from clippo.results import ENDED, RUNNING, ResultStore
 from tests.conftest import clippo
-from tests.front.sweeps import make_sweep
+from tests.front.sweeps import Sweep, make_sweep
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,7 @@ def test_a_report_is_written(results: Path, tmp_path: Path) -> None:
     [
         (("front", "--min-retention", "1.5"), "min_retention is 1.5; it must be above 0 and at most 1"),
         (("front", "--sweep", "other"), "has no sweep 'other'; its sweeps are: made"),
+        (("front", "--follow", "--every", "0"), "every is 0; it must be above 0"),
         (("report", "--out", "made.pdf"), "end it in .html"),
     ],
 )
@@ -72,3 +78,63 @@ def test_what_can_be_mended_is_one_line(results: Path, flags: tuple[str, ...], c
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@contextlib.contextmanager
+def follower(store: str, *flags: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """``clippo front STORE --follow`` in a process of its own, dead afterwards."""
+    command = [sys.executable, "-m", "clippo", "front", store, "--follow", "--every", "0.1", *flags]
+    with subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def write(store: ResultStore, made: Sweep, *trial_ids: str) -> None:
+    """Some trials of a sweep."""
+    trials = [row for row in made.trials if row["trial_id"] in trial_ids]
+    Sweep(trials, made.evals).write_rows(store)
+
+
+def test_a_sweep_is_followed_until_it_ends(store_uri: str) -> None:
+    store, made = ResultStore(store_uri), make_sweep(3)
+    made.write_config(store)
+    store.write_state("made", RUNNING, trials=4)
+    write(store, made, "reference", "cross_entropy")
+    with follower(store_uri, "--json") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["completed"] == 1
+        write(store, made, "00000")
+        assert json.loads(process.stdout.readline())["completed"] == 2
+        write(store, made, "00001", "00002")
+        store.write_state("made", ENDED, trials=4)
+        rest, said = process.communicate(timeout=60)
+    # Perhaps it looked between the last two trials, but never twice at the same ones.
+    fronts = [json.loads(line) for line in rest.splitlines()]
+    assert [f["completed"] for f in fronts] in ([4], [3, 4])
+    assert fronts[-1] == json.loads(clippo("front", store_uri, "--json").stdout)
+    assert process.returncode == 0
+    assert said.startswith("sweep made: ended at ")
+    again = clippo("front", store_uri, "--follow", "--json")
+    assert json.loads(again.stdout) == fronts[-1], "an ended sweep is shown once"
+
+
+def test_a_terminal_shows_how_far_the_sweep_is_until_ctrl_c(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    make_sweep(3).write(store)
+    store.write_state("made", RUNNING, trials=9)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "clippo", "front", str(tmp_path), "--follow"]
+    terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "env": os.environ | {"TERM": "xterm"}}
+    with subprocess.Popen(command, start_new_session=True, **terminal) as process:
+        os.close(theirs)
+        shown = b""
+        while b"Ctrl-C leaves" not in shown:
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    os.close(ours)
+    assert b"\x1b[2J" in shown, "a table takes the place of the one before"
+    assert b"4 of 9 trials, nothing new since" in shown
+    assert b"Traceback" not in shown

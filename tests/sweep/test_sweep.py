@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clippo.results import ResultStore
+from clippo.results import ENDED, INTERRUPTED, ResultStore
 from clippo.train.checkpoint import POLICY, STATE
 from tests.conftest import S3Server, clippo, running_sweep, sweep
 
@@ -75,6 +75,14 @@ def test_every_trial_has_its_rows(finished: tuple[Path, str]) -> None:
     for (trial, variant, name), correct in by_set.items():
         if variant == "alpha=0":
             assert correct == by_set["reference", "reference", name], (trial, name)
+
+
+def test_whoever_follows_it_sees_that_it_has_ended(finished: tuple[Path, str]) -> None:
+    store = ResultStore(str(finished[0]))
+    state = store.state("four")
+    assert state is not None
+    assert state["state"] == ENDED
+    assert state["trials"] == len(store.finished("four").keys() - {"reference"})
 
 
 def test_the_front_of_the_rows(finished: tuple[Path, str]) -> None:
@@ -157,6 +165,9 @@ def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
         out, err = driver.communicate(timeout=100)
     assert driver.returncode == 130, out + err
     assert "Pareto front of stopped" in out
+    state = ResultStore(tmp_path).state("stopped")
+    assert state is not None
+    assert state["state"] == INTERRUPTED
     assert "--name stopped" in err
     assert "Traceback" not in out + err
 
