@@ -243,6 +243,9 @@ class SweepConfig:
     """Print the configuration, the search space, the resources and what is missing, and run nothing."""
     verbose: bool = False
     """Show the logs of Ray and of the trials instead of the progress view."""
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Also log settings and the numbers of every epoch to these; where, say their environment variables (such
+    as MLFLOW_TRACKING_URI), else beside local results."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

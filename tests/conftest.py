@@ -178,9 +178,13 @@ def running_sweep(
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished sweep of four trials, one of them confirmed: its results and what it printed."""
+    """A finished sweep of four trials, one of them confirmed: its results and what it printed.
+
+    TensorBoard and MLflow were told of it.
+    """
     results = tmp_path_factory.mktemp("sweep") / "results"
-    done = sweep("--results", str(results), "--name", "four", "--confirm", "1")
+    flags = ["--confirm", "1", "--track", "tensorboard", "mlflow"]
+    done = sweep("--results", str(results), "--name", "four", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     return results, done.stdout + done.stderr
 

@@ -206,7 +206,7 @@ class ResultStore:
         return None if data is None else dict(json.loads(data)["config"])
 
     def state(self, sweep: str) -> dict[str, Any] | None:
-        """``state``, ``trials`` and ``at`` as noted last; a driver that was killed leaves its sweep running."""
+        """``state``, ``trials`` and ``at`` as noted last; a killed driver leaves its sweep running."""
         [data] = self._objects.get([f"state/{_name('sweep', sweep)}.json"])
         return None if data is None else dict(json.loads(data))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from clippo.results import ResultStore
 from clippo.sweep.mirror import check_mirror
 from clippo.sweep.scheduler import Halving
 from clippo.sweep.space import distributions
+from clippo.sweep.tracking import check_tracking
 from clippo.tasks.typographic import open_test_set
 
 
@@ -119,6 +121,10 @@ def needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
             for spec in config.data.test_sets
         ),
         (f"results {config.results}", lambda: ResultStore(config.results).check()),
+        *(
+            (f"tracker {name}", partial(check_tracking, replace(config, track=(name,))))
+            for name in config.track
+        ),
     ]
     for what, check in checks:
         try:

@@ -39,6 +39,7 @@ from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
 from clippo.sweep.scheduler import Halving, HalvingScheduler
 from clippo.sweep.search import Numbers, Outcome, Proposal, Search
 from clippo.sweep.space import baseline
+from clippo.sweep.tracking import Tracking, check_tracking
 from clippo.sweep.trial import tune_trial
 from clippo.sweep.warm_start import known_trials
 from clippo.tasks import TASKS
@@ -52,6 +53,7 @@ FREE_FIELDS = {
     "workers",
     "gpus_per_worker",
     "autoscaling",
+    "track",
     *(
         f"search.{name}"
         for name in (
@@ -93,7 +95,8 @@ def check_settings(config: SweepConfig) -> None:
     """Refuses names that nothing has; what a single field may be, the configuration itself checks.
 
     Raises:
-        ConfigError: an unknown task, loss or baseline, or a mirror that is none or has a password.
+        ConfigError: an unknown task, loss or baseline, a mirror that is none or has a password, or a tracker
+            that is not installed.
     """
     if config.task not in TASKS:
         raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
@@ -102,6 +105,7 @@ def check_settings(config: SweepConfig) -> None:
     for name in config.search.baselines:
         baseline(name, config.search, config.model.trainable)
     check_mirror(config.search.mirror)
+    check_tracking(config)
 
 
 def named(config: SweepConfig) -> SweepConfig:
@@ -121,6 +125,7 @@ class _Sweep:
     ) -> None:  # fmt: skip
         self._config, self._store, self._console, self._finished = config, store, console, finished
         self._scorer = Scorer(config)
+        self._tracking = Tracking(config, self._score, self._say) if config.track else None
         self._known, left_out = known_trials(config)
         if config.search.warm_start:
             self._say(
@@ -279,6 +284,7 @@ class _Sweep:
         scheduler: TrialScheduler | None = None,
     ) -> None:  # fmt: skip
         """Runs trials until the search has no more."""
+        tracking = self._tracking
         trainable = tune.with_parameters(tune_trial, sweep=config, store=self._store, shared=self._shared)
         with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state:
             tuner = tune.Tuner(
@@ -297,10 +303,14 @@ class _Sweep:
                     storage_path=tune_state,
                     verbose=1 if config.verbose else 0,
                     failure_config=tune.FailureConfig(max_failures=3),
-                    callbacks=[callback],
+                    callbacks=[callback, tracking] if tracking else [callback],
                 ),
             )
-            tuner.fit()
+            try:
+                tuner.fit()
+            finally:
+                if tracking:
+                    tracking.close()
 
     def _say(self, line: str) -> None:
         _say(self._console, line, markup=False)

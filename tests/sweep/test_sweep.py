@@ -256,6 +256,7 @@ def test_on_s3_with_two_workers(s3_env: S3Server, tmp_path: Path, monkeypatch: p
         (["--nope", "1"], "--nope"),
         (["--search.trials", "many"], "many"),
         (["--data.train-fonts", "Papyrus.ttf"], "bundled fonts"),
+        (["--results", "s3://bucket/r", "--track", "mlflow"], "set MLFLOW_TRACKING_URI"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(flags: list[str], complaint: str, tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""What TensorBoard and MLflow hold of a sweep, read back with their own formats."""
+
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+from tensorboardX.proto.event_pb2 import Event
+
+from clippo.config import SweepConfig
+from clippo.errors import ConfigError
+from clippo.results import ResultStore
+from clippo.sweep.tracking import TRACKERS, Tracking, check_tracking
+
+SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "seed")
+NUMBERS = {"robustness", "retention", "device_s", "loss", "preference_loss", "kl"}
+
+
+def metrics_of(results: Path) -> dict[str, dict[str, float]]:
+    """The metrics of the last epoch by trial, from the rows."""
+    found: dict[str, dict[str, float]] = {}
+    for row in sorted(ResultStore(results).metrics("four").to_pylist(), key=lambda r: r["epoch"]):
+        found.setdefault(row["trial_id"], {})[row["name"]] = row["value"]
+    return found
+
+
+def robustness_of(results: Path) -> dict[str, float]:
+    """Of the averaged weights on validation pictures, from the rows."""
+    counted: dict[str, list[tuple[int, int]]] = {}
+    for row in ResultStore(results).evals("four").to_pylist():
+        if row["variant"] == "averaged" and row["eval_set"].startswith("validation/attacked"):
+            counted.setdefault(row["trial_id"], []).append((row["n_correct"], row["n_total"]))
+    return {i: sum(c for c, _ in counts) / sum(n for _, n in counts) for i, counts in counted.items()}
+
+
+def events(folder: Path) -> Iterator[Event]:
+    """The records of TensorBoard's files: length, checksum of it, data, checksum of it."""
+    for file in folder.glob("events.*"):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_tensorboard_shows_the_curve_of_every_trial(finished: tuple[Path, str]) -> None:
+    results, printed = finished
+    [folder] = re.findall(r"tracked by tensorboard: tensorboard --logdir (\S+)", printed)
+    expected, robustness = metrics_of(results), robustness_of(results)
+    assert {f.name for f in Path(folder).iterdir()} == set(expected)
+    for trial_id, metrics in expected.items():
+        scalars = {
+            value.tag.removeprefix("ray/tune/"): (event.step, value.simple_value)
+            for event in events(Path(folder) / trial_id)
+            for value in event.summary.value
+            if value.tag.startswith("ray/tune/")
+        }
+        assert scalars.keys() >= NUMBERS
+        assert scalars["loss"] == (1, pytest.approx(metrics["loss"], rel=1e-6))
+        assert scalars["robustness"][1] == pytest.approx(scalars["robustness"][1])
+        assert not {"pid", "time_total_s", "evals"} & scalars.keys(), (
+            "what Ray and the rows have is not repeated"
+        )
+
+
+def test_mlflow_has_settings_and_numbers_and_nothing_else(finished: tuple[Path, str]) -> None:
+    results, printed = finished
+    [uri] = re.findall(r"tracked by mlflow: mlflow ui --backend-store-uri (\S+)", printed)
+    assert uri == f"sqlite:///{results}/mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mlflow's own
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("four")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+    rows = {t["trial_id"]: t for t in ResultStore(results).trials("four").to_pylist()}
+    assert sorted(run.info.run_name for run in runs) == sorted(rows.keys() - {"reference"})
+    expected = metrics_of(results)
+    for run in runs:
+        trial_id = run.info.run_name
+        settings = {n: str(v) for n in SETTINGS if (v := rows[trial_id][n]) is not None}
+        assert run.data.params == {"trial_id": trial_id, "attempt": "0", **settings}
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["loss"] == pytest.approx(expected[trial_id]["loss"])
+        known = NUMBERS | expected[trial_id].keys() | {"training_iteration"}
+        assert NUMBERS <= run.data.metrics.keys() <= known
+        assert run.data.tags == {"sweep": "four", "trial_name": trial_id, "mlflow.runName": trial_id}
+
+
+def score(report: Any) -> dict[str, float] | None:
+    return report.get("numbers")
+
+
+def tracking(results: Path, **fields: Any) -> tuple[Tracking, list[str]]:
+    """Trackers of a sweep, and what they say."""
+    said: list[str] = []
+    return Tracking(SweepConfig(name="s1", results=str(results), **fields), score, said.append), said
+
+
+def a_trial(number: int) -> Trial:
+    config = {"trial_id": f"{number:05d}", "attempt": 0, "settings": {"loss": "dpo", "beta": 0.1}}
+    return Trial("tune_trial", config=config, stub=True)
+
+
+def a_report(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "numbers": {"robustness": 0.5 + epoch / 10}, "metrics": {"loss": 1.0 / epoch}}
+
+
+def test_a_tracker_that_fails_does_not_end_the_sweep(tmp_path: Path) -> None:
+    tracker, said = tracking(tmp_path, track=("tensorboard",))
+    first, second = a_trial(0), a_trial(1)
+    tracker.on_trial_start(0, [], first)
+    tracker.on_trial_result(0, [], first, a_report(1))
+    (tmp_path / "tensorboard/s1/00001").write_text("in the way")
+    for trial in (second, a_trial(2)):
+        tracker.on_trial_start(0, [], trial)
+    assert len(said) == 2
+    assert said[1].startswith("tensorboard is told no more of this sweep: ")
+    tracker.on_trial_complete(0, [], second)
+
+
+def test_a_trial_that_goes_on_elsewhere_has_no_epoch_twice(tmp_path: Path) -> None:
+    tracker, _ = tracking(tmp_path, track=("tensorboard",))
+    trial = a_trial(0)
+    for _ in range(2):  # its worker dies after two epochs, and the next one reports them again
+        tracker.on_trial_start(0, [], trial)
+        for epoch in (1, 2):
+            tracker.on_trial_result(0, [], trial, a_report(epoch))
+    tracker.close()
+    steps = [
+        event.step
+        for event in events(tmp_path / "tensorboard/s1/00000")
+        for value in event.summary.value
+        if value.tag == "ray/tune/loss"
+    ]
+    assert steps == [1, 2]
+
+
+def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match="--track mlflow: ") as caught:
+        tracking(tmp_path, track=("mlflow",))
+    assert "\n" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRACKERS, "wandb", replace(TRACKERS["wandb"], package="clippo_has_no_such"))
+    with pytest.raises(ConfigError, match=r"pip install 'clippo\[wandb\]'"):
+        check_tracking(SweepConfig(track=("wandb",)))
