@@ -379,7 +379,8 @@ class DoctorCommand(SweepConfig):
     probe_trial: bool = True
     """Run a short real trial, of a minute at most, and say what the sweep would take."""
     price_per_device_hour: float | None = None
-    """Price of a GPU, or of a CPU where workers have no GPU, for an hour; in any currency."""
+    """Price of a GPU, or of a CPU where workers have no GPU, for an hour; in any currency. Default:
+    the list price of AWS on demand, where it is known."""
 
     def run(self) -> int:
         _quiet(self.verbose)

@@ -240,7 +240,8 @@ class SweepConfig:
     autoscaling: bool = False
     """The cluster adds machines when they are asked for: wait for CPUs and GPUs that it does not have yet."""
     dry_run: bool = False
-    """Print the configuration, the search space, the resources and what is missing, and run nothing."""
+    """Print the configuration, the search space, the resources, an estimate and what is missing, and run
+    nothing."""
     verbose: bool = False
     """Show the logs of Ray and of the trials instead of the progress view."""
     track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()

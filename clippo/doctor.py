@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,25 +29,22 @@ from rich.text import Text
 
 from clippo.config import SweepConfig, absolute
 from clippo.errors import ClippoError, DataError, StoreError
-from clippo.model import load_clip, policy_of
-from clippo.prepared import Location, prepare
+from clippo.model import load_clip
 from clippo.results import ResultStore
 from clippo.results.objects import MIN_FREE, Objects
 from clippo.results.spool import Spool
 from clippo.results.spooled import spool_folder
 from clippo.sweep.cluster import check_resources, cluster_resources, joined_ray, resources_of_a_trial
+from clippo.sweep.cost import estimate, remember, work_of
 from clippo.sweep.plan import needs
+from clippo.sweep.probe import probes
 from clippo.sweep.tuner import check_settings
-from clippo.tasks import TASKS, TypographicTask
-from clippo.train import TrialSettings, fit
+from clippo.tasks import TASKS
 from clippo.train.memory import Memory, estimated_memory
-from clippo.train.ray_train import Shared, load_shared
 
 DECODED = 3  # pictures of each part that are really decoded
 ANSWER = 60.0  # how long a node may take to answer [s]
 PROBE = 60.0  # how long the short trials may take [s]
-PROBE_STEPS = 8
-PROBE_PICTURES = (4, 32, 128)  # of an evaluation set, of one short trial after another
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,6 @@ def _versions(nodes: list[Any]) -> Iterator[tuple[Any, Finding]]:
         import importlib.util
         import platform
         from importlib import metadata
-        from pathlib import Path
 
         found = {"Python": platform.python_version()}
         for name in ("ray", "torch", "open_clip_torch", "clippo"):
@@ -337,33 +332,14 @@ def _gpu_memory() -> int | str:
 # --- what it would take ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What a short trial took [s]: for each pair of a step, each picture measured, each picture prepared."""
-
-    pair: float
-    measured: float
-    prepared: float
-
-
-class _Nowhere:
-    """Checkpoints that nobody needs."""
-
-    def read(self, name: str) -> bytes | None:
-        return None
-
-    def write(self, name: str, data: bytes) -> None:
-        pass
-
-
 def _estimate(config: SweepConfig, price: float | None) -> Iterator[Finding]:
     """What the sweep takes, by the longest of the short trials that ended in time."""
-    task = ray.remote(_probes).options(num_cpus=1, num_gpus=config.gpus_per_worker, max_retries=0)
+    task = ray.remote(probes).options(num_cpus=1, num_gpus=config.gpus_per_worker, max_retries=0)
     running: Any = task.remote(config)
-    end, probe = time.monotonic() + PROBE, None
+    end, speed = time.monotonic() + PROBE, None
     while ray.wait([running], timeout=max(0.0, end - time.monotonic()))[0]:
         try:
-            probe = ray.get(next(running))
+            speed = ray.get(next(running))
         except StopIteration:
             break
         except ray.exceptions.RayError as error:
@@ -371,119 +347,12 @@ def _estimate(config: SweepConfig, price: float | None) -> Iterator[Finding]:
             return
     else:
         ray.cancel(running, force=True)
-    if probe is None:
+    if speed is None:
         yield Finding(
             "a short trial", f"not finished in {PROBE:.0f} s (perhaps nodes start first); no estimate"
         )
-    else:
-        yield from _expected(config, probe, price)
-
-
-def _expected(config: SweepConfig, probe: Probe, price: float | None) -> Iterator[Finding]:
-    """What a trial and the sweep take when everything is as fast as in the probe."""
-    pairs, measured, pictures = work_of(config)
-    processes, search = max(1, config.workers), config.search
-    trial = (pairs * probe.pair + measured * probe.measured) / processes
-    work = (
-        f"{pairs:g} pairs x {1e3 * probe.pair:.3g} ms + {measured:g} measured x {1e3 * probe.measured:.3g} ms"
-    )
-    over = f", over {processes} workers without what they tell each other" if processes > 1 else ""
-    yield Finding("a trial", f"{_duration(trial)}: {work}{over}")
-    trials, kind = search.trials + len(search.baselines), "GPU" if config.gpus_per_worker else "CPU"
-    hours = trials * trial * processes * (config.gpus_per_worker or 1.0) / 3600
-    cost = "" if price is None else f", {hours * price:.2f} at {price:g} each"
-    yield Finding(
-        "the sweep",
-        f"{3600 * search.concurrency / trial:.3g} trials an hour, {hours:.3g} {kind}-hours{cost} and "
-        f"{_duration(trials * trial / search.concurrency)} for {trials} trials",
-    )
-    yield Finding(
-        "preparing", f"{_duration(pictures * probe.prepared)} of one CPU for {pictures} pictures, once"
-    )
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def work_of(config: SweepConfig) -> tuple[float, float, int]:
-    """Pairs that an average trial trains on, pictures that it measures, and pictures to prepare.
-
-    >>> work_of(SweepConfig())[0]
-    1536.0
-    """
-    task: TypographicTask = TASKS[config.task](config.data)
-    epochs = sum(config.search.epochs) / 2
-    sets = {name: len(part.pictures) for part in task.parts.values() for name in part.sets}
-    evaluation = {name: n for name, n in sets.items() if not name.startswith("train/")}
-    on_tower = config.model.trainable != "transform"
-    curve = len(config.train.alphas if on_tower else config.train.powers)
-    curve_sets = (*config.robustness_sets, *config.retention_sets)
-    # The average after every epoch; after the last also the last weights, and the curve on what counts.
-    measured = (epochs - 1) * sum(n for name, n in evaluation.items() if name.startswith("validation/"))
-    measured += 2 * sum(evaluation.values())
-    measured += curve * sum(n for name, n in evaluation.items() if name.partition("/")[2] in curve_sets)
-    pairs = len(task.parts["train"].pictures) * config.data.attacked_copies
-    prepared = pairs + sets["train/clean"] + sum(evaluation.values())
-    return epochs * pairs, measured, prepared
-
-
-def _probes(config: SweepConfig) -> Iterator[Probe]:
-    """Short trials on ever more pictures of the sweep; the first ones also warm the caches."""
-    torch.set_num_threads(1)
-    for pictures in PROBE_PICTURES:
-        yield _short_trial(config, pictures)
-
-
-def _short_trial(config: SweepConfig, pictures: int) -> Probe:
-    """An epoch of some steps; on CPUs, where time goes with the pairs, of few pairs each.
-
-    Args:
-        pictures: of each evaluation set.
-    """
-    search, on_gpu = config.search, config.gpus_per_worker > 0
-    batch = -(-config.train.batch_size // max(1, config.workers))
-    batch = batch if on_gpu else min(batch, pictures)
-    data = replace(
-        config.data,
-        train_pictures=min(PROBE_STEPS * batch, config.data.train_pictures),
-        attacked_copies=1,
-        eval_pictures=min(pictures, config.data.eval_pictures),
-        test_sets=(),
-    )
-    train = replace(config.train, batch_size=batch)
-    loss = search.losses[0]
-    settings = TrialSettings(
-        loss=loss,
-        beta=getattr(search, f"beta_{loss}", (None,))[0],
-        kl_weight=search.kl_weight[0],
-        learning_rate=search.learning_rate[0],
-        epochs=1,
-        seed=search.seed,
-        orthogonality=search.orthogonality[0] if config.model.trainable == "transform" else None,
-    )
-    reports: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="clippo-doctor-") as folder:
-        location = Location(Path(folder))
-        ticks: list[float] = []  # the first when the model is loaded and the first picture is begun
-        name = prepare(
-            config.task, data, config.model, location,
-            on_progress=lambda done, total: ticks.append(time.perf_counter()),
-        )  # fmt: skip
-        shared = Shared(model=config.model, train=train, prepared=name, location=location, on_gpu=on_gpu)
-        clip, prepared, frozen = load_shared(shared)
-        device = torch.device("cuda" if on_gpu else "cpu")
-        fit(
-            policy_of(clip, config.model.trainable), prepared, frozen, settings, train,
-            report=reports.append, checkpoints=_Nowhere(), device=device,
-        )  # fmt: skip
-    metrics, pairs = reports[-1]["metrics"], len(prepared.attacked)
-    measured = sum(len(evaluated.rows) for evaluated in prepared.evaluation)
-    return Probe(
-        pair=metrics["train_s"] / pairs,
-        measured=metrics["eval_s"] / (2 * measured),
-        prepared=(ticks[-1] - ticks[0]) / (2 * pairs + measured),
-    )
+        return
+    speed = replace(speed, price=price)
+    remember(config, speed)
+    for what, taken in estimate(config, work_of(config), speed):
+        yield Finding(what, taken)

@@ -56,6 +56,7 @@ def test_a_dry_run_of_the_paper_says_what_is_missing_and_runs_nothing(tmp_path: 
     printed = done.stdout
     assert f"there    results {results}\n" in printed, "a path is printed as it is"
     assert "results[red]:cat:" in printed.split("there    results")[0].replace("\n", "").replace(" ", "")
+    assert "cannot be counted before the pictures are there" in printed
     for line in ("train.precision", "bf16", "kl_weight", "0.01 to 2, log", "1 to compare with"):
         assert line in printed
     assert "there    model ViT-B-32, known; its weights are downloaded" in printed

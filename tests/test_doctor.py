@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from clippo.config import DataConfig, ModelConfig, SweepConfig, TrainConfig
-from clippo.doctor import Finding, examine, work_of
+from clippo.doctor import Finding, examine
 from clippo.model import ClipModel, policy_of
+from clippo.sweep.cost import Speed, Work, estimate, remember, remembered, work_of
 from clippo.train.memory import estimated_memory
-from tests.conftest import SMALL, SMALL_SWEEP, S3Server, clippo, free_ports
+from tests.conftest import SMALL, SMALL_SWEEP, S3Server, clippo, free_ports, sweep
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -120,11 +121,39 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_work_of_a_sweep() -> None:
     data = DataConfig(train_pictures=100, attacked_copies=2, eval_pictures=10)
     search = replace(SweepConfig().search, epochs=(1, 3))
-    pairs, measured, prepared = work_of(SweepConfig(data=data, search=search))
-    assert pairs == 2 * 200, "two epochs on average"
+    work = work_of(SweepConfig(data=data, search=search))
+    assert work.pairs == 2 * 200, "two epochs on average"
     # 6 validation sets and 8 test sets of 10; the curve of 11 points on 5 sets of each split.
-    assert measured == 60 + 2 * 140 + 11 * 2 * 50
-    assert prepared == 100 + 200 + 140
+    assert work.measured == 60 + 2 * 140 + 11 * 2 * 50
+    assert work.prepared == 100 + 200 + 140
+
+
+def test_time_and_cost_of_a_sweep() -> None:
+    search = replace(SweepConfig().search, trials=8, concurrency=2)
+    config = SweepConfig(search=search, workers=2, gpus_per_worker=0.5)
+    work = Work(pairs=7200, measured=36_000, prepared=1000)
+    speed = Speed(pair=0.5, measured=0.1, prepared=0.001, device="NVIDIA A10G")
+    # A trial is (3600 + 3600) / 2 s; 9 of them on two halves of a GPU are 9 GPU-hours, two at a time.
+    found = dict(estimate(config, work, speed))
+    assert found["a trial"].startswith("60.0 min: ")
+    assert "2 trials an hour, 9 GPU-hours, 9.05 USD at 1.006 each" in found["the sweep"]
+    assert found["the sweep"].endswith("and 4.5 h for 9 trials")
+    assert found["preparing"] == "1.0 s of one CPU for 1000 pictures, once"
+    own = dict(estimate(config, work, replace(speed, price=2.0)))
+    assert "9 GPU-hours, 18.00 at 2 each and" in own["the sweep"]
+    unknown = dict(estimate(config, work, replace(speed, device="NVIDIA H900")))
+    assert "no list price of NVIDIA H900" in unknown["the sweep"]
+
+
+def test_a_speed_is_remembered_for_sweeps_that_train_alike() -> None:
+    config = SweepConfig()
+    assert remembered(config) is None
+    remember(config, Speed(pair=1.0, measured=2.0, prepared=3.0))
+    longer = replace(config, name="other", search=replace(config.search, trials=99))
+    found = remembered(longer)
+    assert found is not None
+    assert (found.pair, found.measured, found.prepared) == (1.0, 2.0, 3.0)
+    assert remembered(replace(config, model=ModelConfig(trainable="image"))) is None
 
 
 def kept_by(policy: torch.nn.Module, inputs: torch.Tensor, text_CD: torch.Tensor) -> int:
@@ -186,6 +215,13 @@ def test_all_is_well(s3_env: S3Server, tmp_path: Path) -> None:
     hours, cost = re.findall(r"([\d.e-]+) CPU-hours, ([\d.]+) at 2 each", found["the sweep"][1])[0]
     assert float(cost) == pytest.approx(2 * float(hours), abs=0.006)
     assert "for 5 trials" in found["the sweep"][1]
+    plan = sweep("--results", results, "--dry-run", "--trials", "40")
+    assert plan.returncode == 0, plan.stderr
+    taken = re.search(r"the sweep +.* ([\d.]+) at 2 each", plan.stdout)
+    assert taken is not None, plan.stdout
+    # From the same measurement: 40 trials and one to compare with instead of 5.
+    assert float(taken[1]) == pytest.approx(float(cost) * 41 / 5, abs=0.05)
+    assert "by clippo doctor on CPU at 20" in plan.stdout
     folder = f"{s3_env.bucket}/healthy"  # which SeaweedFS lists itself
     assert [key for key in s3_env.filesystem().find(folder) if key != folder] == [], "nothing is left behind"
     printed = done.stdout + done.stderr

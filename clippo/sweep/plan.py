@@ -19,6 +19,7 @@ from clippo.data.prompts import templates_of
 from clippo.errors import ClippoError
 from clippo.model.towers import check_name
 from clippo.results import ResultStore
+from clippo.sweep.cost import estimate, remembered, trials_of, work_of
 from clippo.sweep.mirror import check_mirror
 from clippo.sweep.scheduler import Halving
 from clippo.sweep.space import distributions
@@ -27,7 +28,7 @@ from clippo.tasks.typographic import open_test_set
 
 
 def print_plan(config: SweepConfig, console: Console) -> None:
-    """The whole configuration, the search space, the resources, and what is there of what it needs.
+    """The whole configuration, the search space, the resources, an estimate, and what is there of its needs.
 
     Raises:
         ConfigError: what is not even printed, since it has a secret in it.
@@ -37,6 +38,7 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         ("configuration", _settings(config)),
         ("search space", _space(config)),
         ("resources", _resources(config)),
+        ("estimate", _estimate(config)),
     ):
         table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
         table.add_column(no_wrap=True)
@@ -105,6 +107,26 @@ def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
     ends = [f"{getattr(search, n):g} {what}" for n, what in bounds.items() if getattr(search, n)]
     if ends:
         yield "at the latest", "after " + ", or ".join(ends)
+
+
+def _estimate(config: SweepConfig) -> Iterator[tuple[str, str]]:
+    """What the sweep takes, and from what that is known; nothing is run for it."""
+    try:
+        work = work_of(config)
+    except ClippoError:
+        yield "work", "cannot be counted before the pictures are there (below)"
+        return
+    yield (
+        "work",
+        f"{trials_of(config)} trials, each {work.pairs:g} pairs and at most {work.measured:g} measured "
+        f"pictures on average; {work.prepared} pictures to prepare; counted from the configuration",
+    )
+    speed = remembered(config)
+    if speed is None:
+        yield "time, cost", "not measured here yet; clippo doctor with these flags does it in a minute"
+        return
+    yield from estimate(config, work, speed)
+    yield "measured", f"by clippo doctor on {speed.device} at {speed.at}"
 
 
 def needs(config: SweepConfig) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,158 @@
+"""What a sweep takes: work counted from its configuration, and hours and money by a measured speed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from clippo.config import SweepConfig, digest
+from clippo.remote import node_cache
+from clippo.results.objects import write_whole
+from clippo.tasks import TASKS, TypographicTask
+
+PRICES = {"CPU": 0.045, "T4": 0.526, "L4": 0.805, "A10G": 1.006, "L40S": 1.861}
+"""List prices of AWS on demand in us-east-1, 2026 [USD an hour]: a vCPU of c7i, and the smallest instance
+with such a GPU. Spot costs less; prices of larger GPUs change too often to be listed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do.
+
+    Attributes:
+        pairs: that an average trial trains on.
+        measured: pictures that an average trial measures, where all of its points are measured on test
+            pictures.
+        prepared: pictures to prepare, once.
+    """
+
+    pairs: float
+    measured: float
+    prepared: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a short trial was [s]: for each pair of a step, each picture measured, each picture prepared.
+
+    Attributes:
+        device: ``CPU``, or what the GPU calls itself.
+        price: of such a device for an hour, in any currency; None: the list price.
+        at: when it was measured, ISO 8601.
+    """
+
+    pair: float
+    measured: float
+    prepared: float
+    device: str = "CPU"
+    price: float | None = None
+    at: str = ""
+
+
+def work_of(config: SweepConfig) -> Work:
+    """Counts the work from the configuration and the number of pictures that there are.
+
+    Raises:
+        ClippoError: the pictures are not there.
+
+    >>> work_of(SweepConfig()).pairs
+    1536.0
+    """
+    task: TypographicTask = TASKS[config.task](config.data)
+    epochs = sum(config.search.epochs) / 2
+    sets = {name: len(part.pictures) for part in task.parts.values() for name in part.sets}
+    evaluation = {name: n for name, n in sets.items() if not name.startswith("train/")}
+    on_tower = config.model.trainable != "transform"
+    curve = len(config.train.alphas if on_tower else config.train.powers)
+    curve_sets = (*config.robustness_sets, *config.retention_sets)
+    # The average after every epoch; after the last also the last weights, and the curve on what counts.
+    measured = (epochs - 1) * sum(n for name, n in evaluation.items() if name.startswith("validation/"))
+    measured += 2 * sum(evaluation.values())
+    measured += curve * sum(n for name, n in evaluation.items() if name.partition("/")[2] in curve_sets)
+    pairs = len(task.parts["train"].pictures) * config.data.attacked_copies
+    return Work(
+        pairs=epochs * pairs,
+        measured=measured,
+        prepared=pairs + sets["train/clean"] + sum(evaluation.values()),
+    )
+
+
+def trials_of(config: SweepConfig) -> int:
+    """Trials of the search and those to compare with; confirming ones come on top."""
+    return config.search.trials + len(config.search.baselines)
+
+
+def estimate(config: SweepConfig, work: Work, speed: Speed) -> Iterator[tuple[str, str]]:
+    """Time and cost of a trial, of the sweep and of preparing, if all is as fast as a short trial was."""
+    processes, search, trials = max(1, config.workers), config.search, trials_of(config)
+    trial = (work.pairs * speed.pair + work.measured * speed.measured) / processes
+    over = f", over {processes} workers without what they tell each other" if processes > 1 else ""
+    yield (
+        "a trial",
+        f"{duration(trial)}: {work.pairs:g} pairs x {1e3 * speed.pair:.3g} ms + "
+        f"{work.measured:g} measured x {1e3 * speed.measured:.3g} ms{over}",
+    )
+    kind = "GPU" if config.gpus_per_worker else "CPU"
+    hours = trials * trial * processes * (config.gpus_per_worker or 1.0) / 3600
+    yield (
+        "the sweep",
+        f"{3600 * search.concurrency / trial:.3g} trials an hour, {hours:.3g} {kind}-hours"
+        f"{_cost(hours, speed)} and {duration(trials * trial / search.concurrency)} for {trials} trials",
+    )
+    yield (
+        "preparing",
+        f"{duration(work.prepared * speed.prepared)} of one CPU for {work.prepared} pictures, once",
+    )
+
+
+def _cost(hours: float, speed: Speed) -> str:
+    if speed.price is not None:
+        return f", {hours * speed.price:.2f} at {speed.price:g} each"
+    price = list_price(speed.device)
+    if price is None:
+        return f" (no list price of {speed.device}: --price-per-device-hour)"
+    return f", {hours * price:.2f} USD at {price:g} each (on demand; else --price-per-device-hour)"
+
+
+def list_price(device: str) -> float | None:
+    """The list price of a device by what it calls itself [USD an hour].
+
+    >>> list_price("NVIDIA A10G"), list_price("Tesla T4"), list_price("NVIDIA GeForce RTX 4090")
+    (1.006, 0.526, None)
+    """
+    words = set(re.split(r"\W+", device))
+    return next((price for name, price in PRICES.items() if name in words), None)
+
+
+def duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def remember(config: SweepConfig, speed: Speed) -> None:
+    """Keeps a measured speed in this machine's cache, for dry runs of sweeps that train alike."""
+    now = datetime.now(timezone.utc).isoformat(timespec="minutes")
+    path = _path(config)
+    with contextlib.suppress(OSError):  # it only informs
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(asdict(speed) | {"at": now}).encode())
+
+
+def remembered(config: SweepConfig) -> Speed | None:
+    """The speed that was last measured for a sweep that trains like this one."""
+    with contextlib.suppress(OSError, ValueError, TypeError):  # none, or of another version
+        return Speed(**json.loads(_path(config).read_bytes()))
+    return None
+
+
+def _path(config: SweepConfig) -> Path:
+    data = (config.data.source, config.data.picture_size)
+    alike = digest(config.task, config.model, config.train, config.workers, config.gpus_per_worker, *data)
+    return node_cache() / "speeds" / f"{alike}.json"
