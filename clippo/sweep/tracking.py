@@ -85,13 +85,14 @@ class Tracking(tune.Callback):
         folder = _folder(config)
         folder.mkdir(parents=True, exist_ok=True)
         for name in config.track:
+            place = TRACKERS[name].read(config, folder)  # first: mlflow sets its own variable
             try:
                 callback = TRACKERS[name].begin(config, folder)
                 callback.setup()
             except Exception as error:  # whatever a client says
                 raise ConfigError(f"--track {name}: {_one_line(error)}") from None
             self._callbacks[name] = callback
-            report(f"tracked by {name}: {TRACKERS[name].read(config, folder)}")
+            report(f"tracked by {name}: {place}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore them; a sweep is resumed from its tables instead

@@ -32,6 +32,7 @@ from clippo.sweep.budget import Budget
 from clippo.sweep.callback import SweepCallback
 from clippo.sweep.cluster import check_resources, joined_ray, preparing_workers, trial_resources
 from clippo.sweep.examples import write_examples
+from clippo.sweep.metrics import SweepMetrics
 from clippo.sweep.mirror import Mirror, check_mirror
 from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
@@ -125,7 +126,9 @@ class _Sweep:
     ) -> None:  # fmt: skip
         self._config, self._store, self._console, self._finished = config, store, console, finished
         self._scorer = Scorer(config)
-        self._tracking = Tracking(config, self._score, self._say) if config.track else None
+        self._watchers: list[Tracking | SweepMetrics] = []
+        if config.track:
+            self._watchers.append(Tracking(config, self._score, self._say))
         self._known, left_out = known_trials(config)
         if config.search.warm_start:
             self._say(
@@ -146,6 +149,10 @@ class _Sweep:
         ended = [o.numbers for i, o in self._numbers.items() if i != REFERENCE]
         view.resumed(
             [(n["robustness"], n["retention"]) for n in ended if n], failed=sum(n is None for n in ended)
+        )
+        points = [untouched, *(n for n in ended if n)]
+        self._watchers.append(
+            SweepMetrics(config.name, self._score, [(n["robustness"], n["retention"]) for n in points])
         )
         with self._noted(total):
             with view:
@@ -284,7 +291,6 @@ class _Sweep:
         scheduler: TrialScheduler | None = None,
     ) -> None:  # fmt: skip
         """Runs trials until the search has no more."""
-        tracking = self._tracking
         trainable = tune.with_parameters(tune_trial, sweep=config, store=self._store, shared=self._shared)
         with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state:
             tuner = tune.Tuner(
@@ -303,14 +309,14 @@ class _Sweep:
                     storage_path=tune_state,
                     verbose=1 if config.verbose else 0,
                     failure_config=tune.FailureConfig(max_failures=3),
-                    callbacks=[callback, tracking] if tracking else [callback],
+                    callbacks=[callback, *self._watchers],
                 ),
             )
             try:
                 tuner.fit()
             finally:
-                if tracking:
-                    tracking.close()
+                for watcher in self._watchers:
+                    watcher.close()
 
     def _say(self, line: str) -> None:
         _say(self._console, line, markup=False)

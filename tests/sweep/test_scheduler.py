@@ -4,7 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ import ray.train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
+from prometheus_client.parser import text_string_to_metric_families
 from ray import tune
 from ray.tune.experiment import Trial
 
 from clippo.config import SearchConfig
 from clippo.errors import ConfigError
+from clippo.sweep.metrics import SweepMetrics
 from clippo.sweep.scheduler import Decision, Halving, HalvingScheduler, epsilon_net
 from clippo.sweep.search import Proposal, Search
 from clippo.train.loop import AGAIN
@@ -377,7 +380,9 @@ class Swept(NamedTuple):
     decisions: list[tuple[str, int, bool]]
 
 
-def sweep_of(proposals: list[Proposal], workers: int, folder: Path) -> Swept:
+def sweep_of(
+    proposals: list[Proposal], workers: int, folder: Path, watchers: Sequence[tune.Callback] = ()
+) -> Swept:
     """Runs these trials, one at a time."""
     decisions: list[tuple[str, int, bool]] = []
     scheduler = HalvingScheduler(
@@ -398,7 +403,7 @@ def sweep_of(proposals: list[Proposal], workers: int, folder: Path) -> Swept:
             reuse_actors=workers == 0,
         ),
         run_config=tune.RunConfig(
-            name="sweep", storage_path=str(folder / "tune"), verbose=0, callbacks=[log],
+            name="sweep", storage_path=str(folder / "tune"), verbose=0, callbacks=[log, *watchers],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     ).fit()  # fmt: skip
@@ -421,6 +426,7 @@ def test_ray_stops_trials_in_their_own_process(own_ray: None, tmp_path: Path) ->
         ],
         workers=0,
         folder=tmp_path,
+        watchers=[SweepMetrics("watched", numbers_of, [(0.0, 1.0)])],
     )
     epochs = {"00000": [1], "00001": [1], "00002": [1, 2, 3], "00003": [1], "cross_entropy": [1, 2, 3]}
     assert swept.log.reports == epochs
@@ -435,6 +441,31 @@ def test_ray_stops_trials_in_their_own_process(own_ray: None, tmp_path: Path) ->
     }  # fmt: skip
     assert ended[0].user_attrs["partial"] == [{"robustness": 0.1, "retention": 0.1}]
     assert [d.stop for d in swept.scheduler.stopped.values()] == [True, True]
+    expected = {
+        ("trials_ended", "completed"): 3, ("trials_ended", "stopped_early"): 1, ("trials_ended", "failed"): 1,
+        ("epochs", ""): 9, ("trials_running", ""): 0, ("hypervolume", ""): 0.8 * 0.8,
+    }  # fmt: skip
+    deadline = time.monotonic() + 60
+    while (found := scraped("watched")) != pytest.approx(expected):
+        assert time.monotonic() < deadline, found  # Ray exports every few seconds
+        time.sleep(0.5)
+
+
+def scraped(sweep: str) -> dict[tuple[str, str], float]:
+    """What Prometheus would read of a sweep, by name and status."""
+    [node] = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {
+        (
+            sample.name.removeprefix("ray_clippo_").removesuffix("_total"),
+            sample.labels.get("status", ""),
+        ): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels.get("sweep") == sweep
+    }
 
 
 def test_ray_frees_the_workers_of_a_trial_that_is_stopped(
