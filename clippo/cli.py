@@ -468,6 +468,10 @@ def _quiet(verbose: bool, *, one_thread: bool = True) -> None:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints its own tables
         os.environ.setdefault("GLOG_minloglevel", "3")
+    # Ray shows lines that differ in numbers alone once, but each of these is about another trial.
+    os.environ.setdefault("RAY_DEDUP_LOGS_ALLOW_REGEX", r"\] epoch \d+, step")
+    # Tune would keep three more files of every trial, in a folder that goes with the sweep.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # What calls Ray after its end must not join whatever other Ray has been on this machine.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # Tune would swallow the first Ctrl-C and end as if the sweep were done; ``ray job stop`` sends SIGTERM.

@@ -15,6 +15,7 @@ from clippo.errors import ClippoError, StoreError
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
 from clippo.train import TrialSettings
+from clippo.train.logs import log_as
 from clippo.train.loop import FAILURE
 from clippo.train.ray_train import Job, Shared, run_trial
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, shared: Shared) -> None:
     """What Ray Tune calls. It never raises: a trial that fails reports why, and the sweep goes on."""
     trial_id: str = config["trial_id"]
+    name = f"{sweep.name}-{trial_id}-{config['attempt']}"
+    log_as(name)
     job = Job(
         shared=shared,
         settings=TrialSettings(**config["settings"]),
@@ -33,7 +36,7 @@ def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore
     try:
         run_trial(
             job,
-            name=f"{sweep.name}-{trial_id}-{config['attempt']}",
+            name=name,
             workers=sweep.workers,
             gpus_per_worker=sweep.gpus_per_worker,
             storage=str(Path(tempfile.gettempdir()) / "clippo-train"),

@@ -22,6 +22,7 @@ from clippo.evaluate import Counts
 from clippo.model import ClipModel, load_clip, policy_of
 from clippo.prepared import Location, PreparedSet, fetch, open_prepared, text_features
 from clippo.train.checkpoint import Checkpoints
+from clippo.train.logs import log_as, logged
 from clippo.train.loop import FAILURE, fit
 from clippo.train.measure import evaluate_reference
 from clippo.train.step import Frozen, TrialSettings
@@ -71,7 +72,7 @@ def run_trial(
     """Runs one trial to its end, reporting to Ray Tune after every epoch.
 
     Args:
-        name: names the Train run, so that a restarted trial continues it.
+        name: names the Train run, so that a restarted trial continues it; and the lines of its log.
         storage: where Ray Train keeps its own state.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
@@ -79,7 +80,7 @@ def run_trial(
     callbacks: list[Any] = [_Reports()] if workers else []
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "local": workers == 0},
+        train_loop_config={"job": job, "local": workers == 0, "name": name},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus_per_worker > 0,
@@ -111,11 +112,14 @@ class _Reports(TuneReportCallback):
 
 def _train_worker(config: dict[str, Any]) -> None:
     job: Job = config["job"]
+    log_as(config["name"])
     torch.set_num_threads(1)
     clip, prepared, frozen = load_shared(job.shared)
     local: bool = config["local"]
     device = _device(job.shared) if local else ray.train.torch.get_device()
     report = ray.tune.report if local else ray.train.report
+    if local or ray.train.get_context().get_world_rank() == 0:
+        report = logged(report)
     try:
         fit(
             policy_of(clip, job.shared.model.trainable), prepared, frozen, job.settings, job.shared.train,

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,11 +212,14 @@ def test_a_folder_named_from_here(tmp_path: Path) -> None:
 def test_on_s3_with_two_workers(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path))
     uri = f"s3://{s3_env.bucket}/two"
-    common = ["--search.concurrency", "1", "--search.trials", "1", "--train.precision", "fp32"]
+    common = ["--search.concurrency", "1", "--search.trials", "1", "--train.precision", "fp32", "--verbose"]
     done = sweep(*common, "--results", uri, "--name", "two", "--workers", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     one = sweep(*common, "--results", str(tmp_path / "one"), "--name", "one")
     assert one.returncode == 0, one.stdout + one.stderr
+    for run, name in ((done, "two"), (one, "one")):
+        logged = re.findall(rf"\[{name}-(\S+)\] epoch 1, step \d+: loss ", run.stdout + run.stderr)
+        assert sorted(logged) == ["00000-0", "cross_entropy-0"], "by one rank of each trial"
 
     def last(store: ResultStore, name: str) -> dict[str, Any]:
         row = next(t for t in store.trials(name).to_pylist() if t["trial_id"] == "00000")
