@@ -30,7 +30,7 @@ from clippo.prepared.build import weights_digest
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
 from clippo.train.checkpoint import load_policy, weights_of
-from clippo.train.loop import AVERAGED
+from clippo.train.measure import AVERAGED
 
 CONFIG = "open_clip_config.json"
 PREPROCESSING = {

@@ -32,8 +32,7 @@ from benchmarks.common import NoCheckpoints, machine, opened, prepared_folder, p
 from clippo.config import RETENTION_SETS, ROBUSTNESS_SETS, DataConfig, ModelConfig, SearchConfig, TrainConfig
 from clippo.model import policy_of
 from clippo.train import TrialSettings, fit
-from clippo.train.loop import AVERAGED
-from clippo.train.measure import evaluate_reference
+from clippo.train.measure import AVERAGED, evaluate_reference
 
 TABLE = Path(__file__).parent / "table.parquet"
 SEARCH = SearchConfig()

@@ -206,7 +206,7 @@ def comparisons(front: Front) -> str:
         named = "" if p.trial_id == REFERENCE else f"{p.trial_id} {p.variant}"
         cells = [
             _number(p.robustness, p.robustness_interval), _number(p.retention, p.retention_interval),
-            *(_number(p.test[n], p.test_intervals[n]) for n in ("robustness", "retention")),
+            *(_on_test(p, n) for n in ("robustness", "retention")),
         ]  # fmt: skip
         cells = cells if own else ["", "", "", ""]
         body += (
@@ -234,7 +234,7 @@ def confirmations(front: Front) -> str:
     for p in again:
         cells = [
             _number(p.robustness, p.robustness_interval), _number(p.retention, p.retention_interval),
-            *(_number(p.test[n], p.test_intervals[n]) for n in ("robustness", "retention")),
+            *(_on_test(p, n) for n in ("robustness", "retention")),
             *(_number(p.confirmed[n], p.confirmed_intervals[n]) for n in ("robustness", "retention")),
         ]  # fmt: skip
         body += f"<tr><th scope='row'>{escape(key_of(p))}</th>"
@@ -367,6 +367,11 @@ def _readable(text: str) -> str:
 
 def _prose(text: str) -> str:
     return escape(text).replace(" %", "&nbsp;%")
+
+
+def _on_test(point: Point, name: str) -> str:
+    """A number on test pictures; only of points that were on the front when their trial ended is it there."""
+    return _number(point.test[name], point.test_intervals[name]) if name in point.test else ""
 
 
 def _number(value: float, interval: Bounds) -> str:

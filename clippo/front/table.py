@@ -72,8 +72,8 @@ def recommendation(front: Front) -> str:
         )
     others = "no other point" if not front.alike else f"{len(front.alike)} other points"
     others = "1 other point" if len(front.alike) == 1 else others
-    test, low = point.test["retention"], front.min_retention
-    below = "" if round(test, 3) >= low else f", which is below {low:g}"
+    low = front.min_retention
+    below = "" if round(point.test.get("retention", 1), 3) >= low else f", which is below {low:g}"
     return (
         f"trial {point.trial_id}, weights {point.variant}, the most robust point that keeps "
         f"{keep} with a chance of {SURE} or more (here {100 * (point.chance or 0):.0f} %). On test "
@@ -201,6 +201,8 @@ def _seeds(front: Front) -> str:
 
 
 def _tested(point: Point, name: str) -> str:
+    if name not in point.test:
+        return "not measured"
     return f"{point.test[name]:.3f} ({shown_interval(point.test_intervals[name])})"
 
 

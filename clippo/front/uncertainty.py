@@ -257,5 +257,6 @@ def _counts(n_correct: ArrayLike, n_total: ArrayLike) -> tuple[Array, Array]:
     correct, total = np.broadcast_arrays(
         np.asarray(n_correct, dtype=np.float64), np.asarray(n_total, dtype=np.float64)
     )
-    assert ((correct >= 0) & (correct <= total)).all(), "counts out of 0 <= n_correct <= n_total"
+    # NaN, where nothing was measured, is neither and stays NaN.
+    assert not ((correct < 0) | (correct > total)).any(), "counts out of 0 <= n_correct <= n_total"
     return correct, total

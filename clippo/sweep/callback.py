@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from clippo.evaluate import Counts
 from clippo.front.front import describe
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import TrialRows, device_s
@@ -17,17 +18,20 @@ from clippo.sweep.search import Numbers, Score
 from clippo.train.loop import FAILURE
 from clippo.train.ray_train import LOST
 
+OnEnd = Callable[[str, float, "Numbers | None", list[Counts]], None]
+
 
 class SweepCallback(tune.Callback):
     """Keeps the rows of every trial that ends, and tells the others.
 
     Args:
-        on_end: called with the device time [s] and the numbers (None: failed) of each trial that has ended.
+        on_end: called with id, device time [s], numbers (None: failed) and last counts of each trial that has
+            ended, when its rows are kept.
     """
 
     def __init__(
         self, rows: TrialRows, score: Score, view: ProgressView,
-        on_end: Callable[[float, Numbers | None], None] = lambda device_s, numbers: None,
+        on_end: OnEnd = lambda trial_id, device_s, numbers, counts: None,
     ) -> None:  # fmt: skip
         self._rows, self._score, self._view, self._on_end = rows, score, view, on_end
         self._reports: dict[str, dict[int, dict[str, Any]]] = {}
@@ -86,7 +90,8 @@ class SweepCallback(tune.Callback):
         point = None if numbers is None else (numbers["robustness"], numbers["retention"])
         stop = f"stopped after epoch {reports[-1]['epoch']}" if stopped else ""
         self._view.finished(name, describe(config["settings"]), point, failure or "", stop)
-        self._on_end(device_s(reports[-1], self._rows.config) if reports else 0.0, numbers)
+        spent = device_s(reports[-1], self._rows.config) if reports else 0.0
+        self._on_end(name, spent, numbers, [Counts(**e) for e in reports[-1]["evals"]] if reports else [])
 
 
 def _as_metrics(decision: Decision | None) -> Mapping[str, float]:

@@ -83,6 +83,7 @@ class Search(Searcher):
         exhausted: why no more trials are to be started, None while they are.
         was_stopped: whether the scheduler stopped a trial, by Ray's id.
         on_start: called with trial id, attempt and settings before a trial is handed to Ray.
+        context: what else a trial is handed, by its id.
         on_told: called with each trial that Optuna has been told.
     """
 
@@ -94,12 +95,13 @@ class Search(Searcher):
         exhausted: Callable[[], str | None] = lambda: None,
         was_stopped: Callable[[str], bool] = lambda trial_id: False,
         on_start: Callable[[str, int, dict[str, Any]], None] = lambda trial_id, attempt, settings: None,
+        context: Callable[[str], dict[str, Any]] = lambda trial_id: {},
         on_told: Callable[[optuna.trial.FrozenTrial], None] = lambda trial: None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self._score, self._trainable = search, score, trainable
         self._exhausted, self._was_stopped = exhausted, was_stopped
-        self._on_start, self._on_told = on_start, on_told
+        self._on_start, self._context, self._on_told = on_start, context, on_told
         finished = finished or {}
         again = [Proposal(p.trial_id, p.attempt + 1, dict(p.settings)) for p in unfinished]
         begun = {n: dict(settings) for n, (settings, _) in finished.items()}
@@ -155,6 +157,7 @@ class Search(Searcher):
             "trial_id": proposal.trial_id,
             "attempt": proposal.attempt,
             "settings": proposal.settings,
+            **self._context(proposal.trial_id),
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from clippo.config import SweepConfig
 from clippo.errors import ClippoError, StoreError
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
+from clippo.sweep.contenders import Contenders
 from clippo.train import TrialSettings
 from clippo.train.logs import log_as
 from clippo.train.loop import FAILURE
@@ -22,7 +24,9 @@ from clippo.train.ray_train import Job, Shared, run_trial
 logger = logging.getLogger(__name__)
 
 
-def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, shared: Shared) -> None:
+def tune_trial(
+    config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, shared: Shared, contenders: Contenders
+) -> None:
     """What Ray Tune calls. It never raises: a trial that fails reports why, and the sweep goes on."""
     trial_id: str = config["trial_id"]
     name = f"{sweep.name}-{trial_id}-{config['attempt']}"
@@ -32,6 +36,8 @@ def tune_trial(config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore
         settings=TrialSettings(**config["settings"]),
         checkpoints=StoreCheckpoints(store, checkpoint_folder(sweep.name, trial_id)),
         curve_sets=(*sweep.robustness_sets, *sweep.retention_sets),
+        reference_counts=contenders.reference,
+        worth_testing=replace(contenders, rivals=config.get("rivals")),
     )
     try:
         run_trial(

@@ -22,8 +22,9 @@ from clippo.errors import ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.evaluate.objectives import is_maximised
 from clippo.front.counts import CONFIRM, REFERENCE
-from clippo.front.front import Front
+from clippo.front.front import PREFERENCE, Front
 from clippo.front.points import front_of
+from clippo.front.searched import PLAIN
 from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
 from clippo.results import ENDED, INTERRUPTED, RUNNING, ResultStore, SpooledStore
@@ -31,6 +32,7 @@ from clippo.sweep import confirm
 from clippo.sweep.budget import Budget
 from clippo.sweep.callback import SweepCallback
 from clippo.sweep.cluster import check_resources, joined_ray, preparing_workers, trial_resources
+from clippo.sweep.contenders import Contenders
 from clippo.sweep.examples import write_examples
 from clippo.sweep.metrics import SweepMetrics
 from clippo.sweep.mirror import Mirror, check_mirror
@@ -139,6 +141,10 @@ class _Sweep:
         self._prepared = open_prepared(fetch(self._shared.prepared, self._shared.location))
         self._reference = self._measured_reference(resumed)
         self._numbers = {i: self._scorer.outcome(t, self._reference) for i, t in finished.items()}
+        self._contenders = Contenders(
+            reference=tuple(self._reference), robustness_sets=config.robustness_sets,
+            retention_sets=config.retention_sets, rivals=self._rivals(),
+        )  # fmt: skip
 
     def run(self) -> None:
         """Searches, confirms, and keeps pictures for the report."""
@@ -202,6 +208,21 @@ class _Sweep:
         TrialRows(config, self._store, self._prepared).write(REFERENCE, 0, {}, [report], began=began)
         return reference
 
+    def _rivals(self) -> tuple[tuple[float, float], ...] | None:
+        """What a trial's points must not be beaten by to be measured on test pictures; None: all are.
+
+        Methods are compared with each other, so the points of the search have only each other as rivals. The
+        mean of several seeds may be on the front when none of them is, and other objectives have a front of
+        their own.
+        """
+        search = self._config.search
+        if search.halving or search.replicates > 1 or set(search.objectives) != set(PLAIN):
+            return None
+        if not any(i.isdigit() for i in self._finished):
+            return ()
+        front = front_of(self._store, self._config.name)
+        return tuple((p.robustness, p.retention) for p in front.points if p.method == PREFERENCE)
+
     def _search(self, view: ProgressView, untouched: Numbers) -> str | None:
         """Runs the trials of the search and those to compare with; says why it ended before its last one."""
         config, search_config = self._config, self._config.search
@@ -217,9 +238,13 @@ class _Sweep:
         mirror = None
         if search_config.mirror:
             mirror = Mirror(search_config, config.name, self._store.uri, self._say)
-        callback = SweepCallback(
-            TrialRows(config, self._store, self._prepared), self._score, view, budget.spend
-        )
+
+        def ended(trial_id: str, device_s: float, numbers: Numbers | None, counts: list[Counts]) -> None:
+            budget.spend(device_s, numbers)
+            if trial_id.isdigit() and numbers is not None:
+                self._contenders = self._contenders.after(counts)
+
+        callback = SweepCallback(TrialRows(config, self._store, self._prepared), self._score, view, ended)
         scheduler = self._scheduler(callback) if search_config.halving else None
         search = Search(
             search_config,
@@ -234,6 +259,7 @@ class _Sweep:
             exhausted=budget.exhausted,
             was_stopped=scheduler.stopped.__contains__ if scheduler else lambda trial_id: False,
             on_start=partial(self._store.write_started, config.name),
+            context=lambda trial_id: {"rivals": self._contenders.rivals if trial_id.isdigit() else None},
             on_told=mirror.told if mirror else lambda trial: None,
         )
         self._tune(config, search, callback, scheduler)
@@ -291,7 +317,9 @@ class _Sweep:
         scheduler: TrialScheduler | None = None,
     ) -> None:  # fmt: skip
         """Runs trials until the search has no more."""
-        trainable = tune.with_parameters(tune_trial, sweep=config, store=self._store, shared=self._shared)
+        trainable = tune.with_parameters(
+            tune_trial, sweep=config, store=self._store, shared=self._shared, contenders=self._contenders
+        )
         with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state:
             tuner = tune.Tuner(
                 tune.with_resources(trainable, trial_resources(config)),

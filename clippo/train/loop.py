@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,15 +16,14 @@ import torch
 
 from clippo.config import TrainConfig
 from clippo.errors import ConfigError, DivergedError
+from clippo.evaluate import Counts
 from clippo.evaluate.counts import rank_and_world
-from clippo.model import BetaAverage, Policy
-from clippo.prepared import PreparedSet
+from clippo.model import BetaAverage, Policy, Weights
+from clippo.prepared import EvalData, PreparedSet
 from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.checkpoint import Checkpoints, load_state, save_policy, save_state
-from clippo.train.measure import evaluate_policy
+from clippo.train.measure import AVERAGED, LAST, WorthTesting, all_variants, evaluate_policy, evaluate_tuned
 from clippo.train.step import Frozen, Step, TrialSettings
-
-AVERAGED, LAST = "averaged", "last"
 
 Report = Callable[[dict[str, Any]], None]
 """Called by every rank after every epoch."""
@@ -39,19 +38,22 @@ FAILURE = "failure"
 def fit(
     policy: Policy, prepared: PreparedSet, frozen: Frozen, settings: TrialSettings, config: TrainConfig,
     *, report: Report, checkpoints: Checkpoints, curve_sets: Sequence[str] = (),
+    reference_counts: Sequence[Counts] = (), worth_testing: WorthTesting = all_variants,
     device: torch.device | None = None,
 ) -> None:  # fmt: skip
     """Tunes a policy; resumes from its last checkpoint when there is one.
 
     After every epoch ``report`` gets the epoch, its metrics and the counts of the validation sets, for the
-    averaged weights; after the last one for all variants and the test sets too, and the tuned weights are
-    saved. Seconds are those of the epoch: ``train_s``, of which ``data_s`` waiting for data, and ``eval_s``;
-    ``busy_s`` is their sum over all epochs so far, those before a restart included.
+    averaged weights; after the last one for all variants and the test sets too (`evaluate_tuned`), and the
+    tuned weights are saved. Seconds are those of the epoch: ``train_s``, of which ``data_s`` waiting for
+    data, and ``eval_s``; ``busy_s`` is their sum over all epochs so far, those before a restart included.
 
     Args:
         policy: holds the reference's weights; it is trained in place.
         curve_sets: the sets, without their split, on which the curve between reference and averaged weights
             is measured after the last epoch.
+        reference_counts: of the untouched model, where they are known.
+        worth_testing: which variants are measured on test pictures.
 
     Raises:
         DivergedError: the loss became NaN or infinite; the message says at which step.
@@ -70,6 +72,9 @@ def fit(
         )
     step_of = Step(policy, frozen, settings, config, prepared.seen, device)
     average = BetaAverage(reference, total_steps, config.average_beta)
+
+    def measure(sets: Sequence[EvalData], variants: Mapping[str, Weights]) -> list[Counts]:
+        return evaluate_policy(policy, sets, frozen, variants, step_of.cast, device)
 
     reports: list[dict[str, Any]] = []
     busy = 0.0
@@ -108,14 +113,15 @@ def fit(
         tuned = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
         began = time.perf_counter()
         variants = {AVERAGED: average.weights}
-        if last:  # test sets are only reported, once
+        if last:
             variants[LAST] = tuned
-        sets = prepared.evaluation if last else prepared.evaluation_of("validation")
-        on_curve = [s for s in sets if s.name.partition("/")[2] in curve_sets]
-        counts = evaluate_policy(policy, sets, frozen, variants, step_of.cast, device)
-        curve = policy.curve(reference, average.weights, config.alphas, config.powers)
-        for name, weights in curve if last else ():  # one copy of the weights at a time
-            counts += evaluate_policy(policy, on_curve, frozen, {name: weights}, step_of.cast, device)
+            counts = evaluate_tuned(
+                measure, prepared, variants,
+                lambda: policy.curve(reference, average.weights, config.alphas, config.powers),
+                curve_sets=curve_sets, reference=reference_counts, worth_testing=worth_testing,
+            )  # fmt: skip
+        else:
+            counts = measure(prepared.evaluation_of("validation"), variants)
         policy.load_weights(tuned)
         metrics = dict(zip(("loss", "preference_loss", "kl"), means, strict=True))
         metrics |= {"train_s": spent, "data_s": waited, "eval_s": time.perf_counter() - began}

@@ -5,8 +5,9 @@ B batch, C classes, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,47 @@ from clippo.prepared import EvalData, PreparedSet
 from clippo.train.step import Frozen, autocast, class_logps, resolved_precision
 
 EVAL_BATCH = 128
+AVERAGED, LAST = "averaged", "last"
+
+Measure = Callable[[Sequence[EvalData], Mapping[str, Weights]], list[Counts]]
+"""Counts of some variants of the weights on some sets."""
+
+WorthTesting = Callable[[Sequence[Counts]], Collection[str]]
+"""From the counts on validation pictures, the variants that are to be measured on test pictures too."""
+
+
+def all_variants(counts: Sequence[Counts]) -> set[str]:
+    """Whatever was measured is worth testing."""
+    return {c.variant for c in counts}
+
+
+def evaluate_tuned(
+    measure: Measure, prepared: PreparedSet, variants: Mapping[str, Weights],
+    curve: Callable[[], Iterator[tuple[str, Weights]]], *,
+    curve_sets: Collection[str], reference: Sequence[Counts], worth_testing: WorthTesting,
+) -> list[Counts]:  # fmt: skip
+    """All that is measured of a trial after its last epoch.
+
+    The variants on every set and the points of the curve on the ``curve_sets``: of validation all of them,
+    of test those that are worth it. The ends of the curve are not measured again: it starts at the untouched
+    model, whose counts are ``reference`` (none: it is measured), and ends at the averaged weights.
+    """
+
+    def of_split(split: str, wanted: Collection[str] | None) -> list[Counts]:
+        sets = prepared.evaluation_of(split)
+        on_curve = [s for s in sets if s.name.partition("/")[2] in curve_sets]
+        names = {s.name for s in on_curve}
+        counts = measure(sets, {v: w for v, w in variants.items() if wanted is None or v in wanted})
+        ends = {"0": reference, "1": [c for c in counts if c.variant == AVERAGED]}
+        for name, weights in curve():  # one copy of the weights at a time
+            if end := ends.get(name.partition("=")[2]):
+                counts += [replace(c, variant=name) for c in end if c.eval_set in names]
+            elif wanted is None or name in wanted:
+                counts += measure(on_curve, {name: weights})
+        return counts
+
+    counts = of_split("validation", None)
+    return counts + of_split("test", worth_testing(counts))
 
 
 @torch.no_grad()

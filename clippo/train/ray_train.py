@@ -24,7 +24,7 @@ from clippo.prepared import Location, PreparedSet, fetch, open_prepared, text_fe
 from clippo.train.checkpoint import Checkpoints
 from clippo.train.logs import log_as, logged
 from clippo.train.loop import FAILURE, fit
-from clippo.train.measure import evaluate_reference
+from clippo.train.measure import WorthTesting, all_variants, evaluate_reference
 from clippo.train.step import Frozen, TrialSettings
 
 LOST = "lost_workers"
@@ -58,12 +58,16 @@ class Job:
 
     Attributes:
         curve_sets: the sets that the trial's curve is measured on.
+        reference_counts: of the untouched model, with which the curve starts.
+        worth_testing: which variants are measured on test pictures.
     """
 
     shared: Shared
     settings: TrialSettings
     checkpoints: Checkpoints
     curve_sets: tuple[str, ...]
+    reference_counts: tuple[Counts, ...] = ()
+    worth_testing: WorthTesting = all_variants
 
 
 def run_trial(
@@ -123,7 +127,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     try:
         fit(
             policy_of(clip, job.shared.model.trainable), prepared, frozen, job.settings, job.shared.train,
-            report=report, checkpoints=job.checkpoints, curve_sets=job.curve_sets, device=device,
+            report=report, checkpoints=job.checkpoints, curve_sets=job.curve_sets,
+            reference_counts=job.reference_counts, worth_testing=job.worth_testing, device=device,
         )  # fmt: skip
     except TrialError as error:  # would come again on every retry; all ranks are here
         report({FAILURE: str(error)})

@@ -37,13 +37,14 @@ KTO = dataclasses.replace(SETTINGS, loss="kto")  # the hard case: its baseline i
 def run(
     clip: ClipModel, prepared: PreparedSet, frozen: Frozen, folder: Path,
     settings: TrialSettings = SETTINGS, config: TrainConfig = CONFIG, report: Any = None,
-    trainable: str = "last:2", curve_sets: Sequence[str] = (),
+    trainable: str = "last:2", curve_sets: Sequence[str] = (), **more: Any,
 ) -> list[dict[str, Any]]:  # fmt: skip
     torch.set_num_threads(1)
     reports: list[dict[str, Any]] = []
     fit(
         policy_of(clip, trainable), prepared, frozen, settings, config,
         report=report or reports.append, checkpoints=FileCheckpoints(folder), curve_sets=curve_sets,
+        **more,
     )  # fmt: skip
     return reports
 
@@ -144,6 +145,35 @@ def test_the_curve_leads_from_the_reference_to_the_averaged_weights(
     saved, policy = tuned_in(tmp_path), policy_of(clip, "last:2")
     for name, weight in weights_of(policy, saved, "alpha=1").items():
         assert torch.equal(weight, saved["averaged"][name]), name
+
+
+def test_what_is_known_or_not_reported_is_not_measured(
+    clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    known = [
+        Counts(eval_set=s.name, variant="reference", n_correct=1, n_total=2, n_fooled=0)
+        for s in small_set.evaluation
+    ]
+    asked: list[set[str]] = []
+
+    def worth_testing(counts: Sequence[Counts]) -> list[str]:
+        asked.append({c.eval_set.partition("/")[0] for c in counts})
+        return ["last", "alpha=0.5"]
+
+    reports = run(
+        clip, small_set, frozen, tmp_path, dataclasses.replace(SETTINGS, epochs=1),
+        dataclasses.replace(CONFIG, alphas=(0.0, 0.5, 0.9, 1.0)), curve_sets=["attacked/seen"],
+        reference_counts=known, worth_testing=worth_testing,
+    )  # fmt: skip
+    assert asked == [{"validation"}]
+    measured = {
+        split: [e["variant"] for e in reports[-1]["evals"] if e["eval_set"] == f"{split}/attacked/seen"]
+        for split in ("validation", "test")
+    }
+    assert measured["validation"] == ["averaged", "last", "alpha=0", "alpha=0.5", "alpha=0.9", "alpha=1"]
+    assert measured["test"] == ["last", "alpha=0", "alpha=0.5"]
+    assert {c.n_total for c in counts_of(reports, "alpha=0").values()} == {2}, "they are those handed in"
+    assert counts_of(reports, "alpha=1").items() <= counts_of(reports, "averaged").items()
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
