@@ -23,8 +23,8 @@ def counts_of(sweep: Sweep) -> dict[str, list[Counts]]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("pictures", [20, 384], ids=["many equal", "few equal"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("pictures", [49, 384], ids=["many equal", "few equal"])
 def test_what_is_reported_was_worth_testing(pictures: int, seed: int) -> None:
     sweep = make_sweep(24, seed=seed, pictures=pictures)
     counts = counts_of(sweep)
