@@ -75,6 +75,8 @@ class SweepCallback(tune.Callback):
 
     def _finish(self, trial: Trial, failure: str | None, numbers: Numbers | None) -> None:
         config, key = trial.config, trial.trial_id
+        if key not in self._began:  # it could not even be started
+            self.on_trial_start(0, [], trial)
         name: str = config["trial_id"]
         decisions = self._decisions.get(name, {})
         reports = [
