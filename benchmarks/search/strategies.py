@@ -15,11 +15,31 @@ from optuna import samplers
 from benchmarks.search.simulate import WORKERS, Strategy, Tabular
 from clippo.config import SearchConfig
 from clippo.front import pareto_mask
-from clippo.sweep.scheduler import Halving, epsilon_net
+from clippo.sweep.scheduler import Decision, Halving, epsilon_net
 from clippo.sweep.search import Search
 from clippo.sweep.space import draw
 
 OBJECTIVES = ("robustness", "retention")
+
+
+class NoBetter:
+    """Stops a trial after an epoch when others, or itself before, came about as far with no more epochs.
+
+    As far: no worse than its values less ``tolerance`` in all objectives. An experiment: sweeps do not do it.
+    """
+
+    def __init__(self, min_epochs: int, tolerance: float) -> None:
+        self._min_epochs, self._tolerance = min_epochs, tolerance
+        self._known: list[tuple[int, NDArray[np.float64]]] = []
+
+    def decide(self, trial_id: str, epoch: int, values: Sequence[float]) -> Decision:
+        if epoch < self._min_epochs:
+            return Decision(stop=False)
+        reached = np.asarray(values)
+        least = reached - self._tolerance
+        stop = any(e <= epoch and bool((v >= least).all()) for e, v in self._known)
+        self._known.append((epoch, reached))
+        return Decision(stop=stop)
 
 
 class Ours:
@@ -32,7 +52,7 @@ class Ours:
     """
 
     def __init__(
-        self, table: Tabular, seed: int, budget: int, *, halving: Halving | None, **more: Any
+        self, table: Tabular, seed: int, budget: int, *, halving: Halving | NoBetter | None, **more: Any
     ) -> None:  # fmt: skip
         self._config = SearchConfig(
             trials=max(1, budget // table.epochs),
@@ -225,6 +245,18 @@ VARIANTS: dict[str, Make] = {
     ),
     "ours, rungs 2 4 8": lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 2, 2)),
     "ours, rung 3": lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 3, 3)),
+    "ours, no better from 3": lambda table, seed, budget: Ours(
+        table, seed, budget, halving=NoBetter(3, 0.01)
+    ),
+    "ours, no better from 2": lambda table, seed, budget: Ours(
+        table, seed, budget, halving=NoBetter(2, 0.01)
+    ),
+    "ours, no better from 1": lambda table, seed, budget: Ours(
+        table, seed, budget, halving=NoBetter(1, 0.01)
+    ),
+    "random, no better from 3": lambda table, seed, budget: Ours(
+        table, seed, budget, halving=NoBetter(3, 0.01), sampler="random"
+    ),
     "ours, qmc": lambda table, seed, budget: Ours(
         table, seed, budget, halving=halving(table, 3, 2), sampler="qmc"
     ),
