@@ -24,6 +24,8 @@ PROGRAMS = (
     "compile",
     "search",
     "search-driver",
+    "scale",
+    "scale-loggers",
 )
 
 

@@ -245,3 +245,10 @@ def test_growth(tmp_path: Path) -> None:
     assert float(rows[1]["disk_mib"]) > float(rows[0]["disk_mib"])
     assert [m["pictures"] for m in found["measured"]] == [32, 64]
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scale(tmp_path: Path) -> None:
+    found = ran("scale", tmp_path)
+    assert line_of(found, "PUTs of a trial")["median"] == 4, "a note that it begins, and three tables"
+    assert line_of(found, "driver, processor time of a trial")["median"] < 5
+    assert len(found["ended"]) == 1, "every fiftieth"
