@@ -25,7 +25,6 @@ PROGRAMS = (
     "search",
     "search-driver",
     "scale",
-    "scale-loggers",
 )
 
 
