@@ -176,6 +176,17 @@ def running_sweep(
                 os.killpg(driver.pid, signal.SIGKILL)
 
 
+def processes_of(session: int) -> dict[int, str]:
+    """What runs of a session, by process id (Linux)."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, _, of = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ").strip()
+    return found
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished sweep of four trials, one of them confirmed: its results and what it printed.

@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from clippo.config import SweepConfig, absolute, digest
 from clippo.errors import ConfigError, StoreError
@@ -78,15 +78,12 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
     config = named(absolute(config))
     check_settings(config)
     # What the store does not take while it is away waits on local disk.
-    with SpooledStore(config.results, report=partial(_say, console, markup=False)) as store:
+    with SpooledStore(config.results, report=partial(_say, console)) as store:
         store.check()
         resumed = _is_resumed(store, config)
         finished = finished_trials(store, config.name) if resumed else {}
-        _say(
-            console,
-            f"sweep [bold]{config.name}[/] {'resumed' if resumed else 'started'}, "
-            f"results in {escape(store.uri)}",
-        )
+        began = f" {'resumed' if resumed else 'started'}, results in {store.uri}"
+        _say(console, Text.assemble("sweep ", (config.name, "bold"), began))
         if not _is_finished(config, store, finished):
             with joined_ray(config):
                 check_resources(config)
@@ -161,6 +158,8 @@ class _Sweep:
             SweepMetrics(config.name, self._score, [(n["robustness"], n["retention"]) for n in points])
         )
         with self._noted(total):
+            if store.examples(config.name).num_rows:  # of an earlier end; it would be out of date
+                store.write_examples(config.name, [])
             with view:
                 if (reason := self._search(view, untouched)) is not None:
                     self._say(f"no more trials: {reason}")
@@ -347,11 +346,12 @@ class _Sweep:
                     watcher.close()
 
     def _say(self, line: str) -> None:
-        _say(self._console, line, markup=False)
+        _say(self._console, line)
 
 
-def _say(console: Console, line: str, *, markup: bool = True) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=markup)
+def _say(console: Console, line: str | Text) -> None:
+    """Prints a line as it is: in a plain string rich would read brackets of a path as styles."""
+    console.print(Text(line) if isinstance(line, str) else line, soft_wrap=True)
 
 
 def _in_search(trial_id: str) -> bool:
@@ -375,7 +375,7 @@ def _budget(
 
 
 def _is_finished(config: SweepConfig, store: ResultStore, finished: Mapping[str, FinishedTrial]) -> bool:
-    """Whether nothing is left to run."""
+    """Whether nothing is left to run, nor to show: the pictures for the report are written last."""
     if not {REFERENCE, *config.search.baselines} <= finished.keys():
         return False
     if {p.trial_id for p in _started(store, config.name) if _in_search(p.trial_id)} - finished.keys():
@@ -388,7 +388,7 @@ def _is_finished(config: SweepConfig, store: ResultStore, finished: Mapping[str,
     if numbered < config.search.trials and (half_run or not budget.exhausted()):
         return False
     wanted = confirm.proposals(config, front_of(store, config.name))
-    return {p.trial_id for p in wanted} <= finished.keys()
+    return {p.trial_id for p in wanted} <= finished.keys() and store.examples(config.name).num_rows > 0
 
 
 def _is_resumed(store: ResultStore, config: SweepConfig) -> bool:

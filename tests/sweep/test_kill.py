@@ -1,25 +1,28 @@
-"""A sweep that is ended at some moment and run again: nothing is lost, nothing is there twice.
+"""A sweep that is ended at some moment and run again at once: nothing is lost, nothing is there twice.
 
 ``make test`` ends it at two moments. ``make soak`` (pytest with ``--soak``) does so at ten random ones with
-SIGKILL, and at five each with SIGTERM and Ctrl-C.
+SIGKILL, and at five each with SIGTERM and Ctrl-C. SIGKILL hits the driver alone: what it leaves of its Ray
+is still there when the same command begins anew.
 """
 
+import itertools
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
+import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
-from clippo.front import pareto_mask
-from clippo.results import ResultStore
-from tests.conftest import ROOT, clippo
+from clippo.config import RETENTION_SETS, ROBUSTNESS_SETS
+from tests.conftest import ROOT, clippo, processes_of
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -29,6 +32,23 @@ FLAGS = [
     "--trials", str(TRIALS), "--halving", "--min-epochs", "1", "--baselines", "--confirm", "0",
     "--alphas", "0", "0.5",
 ]  # fmt: skip
+STUDY = """
+import json, runpy, sys
+import optuna
+create, studies = optuna.create_study, []
+def kept(**options):
+    study = create(**options)
+    studies.extend([study] * ("storage" not in options))
+    return study
+optuna.create_study = kept
+file, *sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    told = [(t.user_attrs.get("trials"), t.state.name) for study in studies for t in study.trials]
+    open(file, "w").write(json.dumps(told))
+"""
+"""Runs a program and writes down the study that it kept in memory."""
 
 
 @pytest.fixture(scope="module")
@@ -54,43 +74,125 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "prepared").symlink_to(prepared)
-    mirror = f"sqlite:///{tmp_path / 'study.db'}"
-    command = [sys.executable, "sweeps/typo_sweep.py", "--results", str(tmp_path), "--mirror", mirror, *FLAGS]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as driver:
-        reference = tmp_path / "trials" / "sweep=mortal" / "reference-0.parquet"
-        while not reference.exists() or len(list(reference.parent.iterdir())) <= share * TRIALS:
-            assert driver.poll() is None, driver.communicate()
-            time.sleep(0.02)
-        if how == "SIGKILL":
-            os.killpg(driver.pid, signal.SIGKILL)
-        else:
+    mirror, memory = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "study.json"
+    command = ["sweeps/typo_sweep.py", "--results", str(tmp_path), "--mirror", mirror, *FLAGS]
+    rows, started = tmp_path / "trials" / "sweep=mortal", tmp_path / "started" / "sweep=mortal"
+    with (
+        (tmp_path / "log").open("w+") as log,
+        subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        ) as driver,
+    ):
+        try:
+            while not (rows / "reference-0.parquet").exists() or len(names(rows)) <= share * TRIALS:
+                assert driver.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.02)
+            time.sleep(0.5 * random.Random(share).random())  # not always just after a row
             driver.send_signal(signal.Signals[how])
-        out, err = driver.communicate(timeout=200)
+            status = driver.wait(timeout=200)
+        finally:
+            driver.kill()
+    said = (tmp_path / "log").read_text()
     if how != "SIGKILL":
-        assert driver.returncode in (0, 130), out + err
-        assert "Traceback" not in out + err
-    rows = {p.name: p.stat().st_mtime_ns for p in reference.parent.iterdir()}
+        assert status in (0, 130), said
+        assert "Traceback" not in said
+    before = {path: path.stat().st_mtime_ns for path in rows.iterdir() if path.suffix == ".parquet"}
+    begun = attempts(started)
+    whole = len(before) == TRIALS + 1 and (tmp_path / "examples").exists()
 
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    again = subprocess.run(
+        [sys.executable, "-c", STUDY, str(memory), *command],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
-    assert {n: (reference.parent / n).stat().st_mtime_ns for n in rows} == rows, "none is run twice"
-    store = ResultStore(str(tmp_path))
-    trials = store.trials("mortal").to_pylist()
-    assert [t["trial_id"] for t in trials] == [*(f"{i:05d}" for i in range(TRIALS)), "reference"]
-    assert len(list(reference.parent.iterdir())) == TRIALS + 1, "each is there once"
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "none is written twice"
+    finished = {path.stem.rpartition("-")[0] for path in before}
+    for trial_id, numbers in attempts(started).items():
+        assert numbers == list(range(len(numbers)))
+        new = numbers[len(begun.get(trial_id, [])) :]
+        assert len(new) == (trial_id not in finished), "what had not finished is run once more, nothing else"
+        assert (rows / f"{trial_id}-{numbers[-1]}.parquet").exists()
+    trials = table(tmp_path, "trials")
+    assert sorted(t["trial_id"] for t in trials) == [*(f"{i:05d}" for i in range(TRIALS)), "reference"]
+    assert len(names(rows)) == TRIALS + 1, "each is there once"
     assert {t["status"] for t in trials} <= {"completed", "stopped_early"}
-    study = optuna.load_study(study_name="mortal", storage=mirror)
-    states = {"completed": TrialState.COMPLETE, "stopped_early": TrialState.PRUNED}
-    told = sorted((t.user_attrs["trials"][0], t.state) for t in study.trials)
-    assert told == [(int(t["trial_id"]), states[t["status"]]) for t in trials if t["trial_id"] != "reference"]
 
-    shown = clippo("front", str(tmp_path), "--json")
-    front = json.loads(shown.stdout)
-    assert front["completed"] + front["stopped_early"] == TRIALS
-    values = [(p["robustness"], p["retention"]) for p in front["points"]]
-    assert pareto_mask(values).all()
-    assert {p["trial_id"] for p in front["points"]} <= {
-        t["trial_id"] for t in trials if t["status"] == "completed"
+    rungs = {
+        (m["trial_id"], m["epoch"]): m["value"]
+        for m in table(tmp_path, "metrics")
+        if m["name"] == "rung_stop"
     }
+    for t in trials:
+        last = max((epoch for i, epoch in rungs if i == t["trial_id"]), default=None)
+        was_stopped = last is not None and rungs[t["trial_id"], last] == 1
+        assert was_stopped == (t["status"] == "stopped_early"), "the metrics say why"
+
+    states = {"completed": TrialState.COMPLETE, "stopped_early": TrialState.PRUNED}
+    expected = sorted(
+        ([int(t["trial_id"])], states[t["status"]].name) for t in trials if t["trial_id"] != "reference"
+    )
+    in_memory = sorted(map(tuple, json.loads(memory.read_text())))
+    assert in_memory == ([] if whole else expected), "none is left RUNNING"
+    shown = optuna.load_study(study_name="mortal", storage=mirror).trials
+    assert sorted((t.user_attrs["trials"], t.state.name) for t in shown) == expected
+
+    front = json.loads(clippo("front", str(tmp_path), "--json").stdout)
+    assert front["completed"] + front["stopped_early"] == TRIALS
+    points = {(p["trial_id"], p["variant"]): (p["robustness"], p["retention"]) for p in front["points"]}
+    found = front_of_rows(trials, table(tmp_path, "evals"))
+    assert points.keys() == found.keys()
+    assert all(points[key] == pytest.approx(found[key]) for key in points)
+    deadline = time.monotonic() + 30
+    while (left := processes_of(driver.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left, "what the first driver had started is gone"
+
+
+def names(folder: Path) -> list[str]:
+    """The rows in a folder; nothing but rows and what is being written may be there."""
+    found = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    assert all(name.endswith(".parquet") for name in found), found
+    return found
+
+
+def attempts(folder: Path) -> dict[str, list[int]]:
+    """The attempts that were begun, by trial."""
+    found = sorted(tuple(path.stem.rsplit("-", 1)) for path in folder.glob("*.json"))
+    return {i: [int(n) for _, n in group] for i, group in itertools.groupby(found, key=lambda key: key[0])}
+
+
+def table(results: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a table by pyarrow alone."""
+    files = sorted((results / name / "sweep=mortal").glob("*.parquet"))
+    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
+
+
+def front_of_rows(
+    trials: list[dict[str, Any]], evals: list[dict[str, Any]]
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """The front by the definitions, without the project's code: every point against every other."""
+    last = {e["trial_id"]: max(o["epoch"] for o in evals if o["trial_id"] == e["trial_id"]) for e in evals}
+    completed = {t["trial_id"] for t in trials if t["status"] == "completed"}
+    counts: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    for e in evals:
+        split, _, name = e["eval_set"].partition("/")
+        if split == "validation" and e["trial_id"] in completed and e["epoch"] == last[e["trial_id"]]:
+            counts.setdefault((e["trial_id"], e["variant"]), {})[name] = e["n_correct"], e["n_total"]
+    accuracy = {key: {name: n / of for name, (n, of) in sets.items()} for key, sets in counts.items()}
+    untouched = accuracy["reference", "reference"]
+
+    def point(key: tuple[str, str]) -> tuple[float, float]:
+        right, of = zip(*(counts[key][name] for name in ROBUSTNESS_SETS), strict=True)
+        kept = [min(1.0, accuracy[key][name] / untouched[name]) for name in RETENTION_SETS]
+        return sum(right) / sum(of), sum(kept) / len(kept)
+
+    # alpha=0 are the weights of the untouched model, which is there under its own name
+    return dict(undominated({key: point(key) for key in counts if key[1] != "alpha=0"}))
+
+
+def undominated(
+    points: Mapping[tuple[str, str], tuple[float, float]],
+) -> Iterator[tuple[tuple[str, str], tuple[float, float]]]:
+    for key, (a, b) in points.items():
+        if not any(c >= a and d >= b and (c > a or d > b) for c, d in points.values()):
+            yield key, (a, b)

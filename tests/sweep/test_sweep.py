@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pyarrow.compute as pc
 import pytest
 import torch
+from optuna.trial import TrialState
 from PIL import Image
 
 from clippo.results import ENDED, INTERRUPTED, ResultStore
 from clippo.train.checkpoint import POLICY, STATE
-from tests.conftest import S3Server, clippo, running_sweep, sweep
+from tests.conftest import S3Server, clippo, processes_of, running_sweep, sweep
 
 pytestmark = pytest.mark.timeout(900)  # each test starts Ray once or twice
 
@@ -58,6 +61,8 @@ def test_every_trial_has_its_rows(finished: tuple[Path, str]) -> None:
         assert t["seed"] == 0
         assert Path(t["checkpoint_uri"]).name == POLICY
         assert Path(t["checkpoint_uri"]).is_file()
+    [plain] = [t for t in trials if t["trial_id"] == "cross_entropy"]
+    assert (plain["beta"], plain["orthogonality"]) == (None, None), "what a trial does not use is no number"
     assert {n["name"] for n in store.metrics("four").to_pylist()} >= {
         "loss",
         "preference_loss",
@@ -171,6 +176,37 @@ def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
     assert state["state"] == INTERRUPTED
     assert "--name stopped" in err
     assert "Traceback" not in out + err
+
+
+def test_seeds_of_a_setting_three_objectives_and_a_budget_that_is_spent(tmp_path: Path) -> None:
+    mirror = f"sqlite:///{tmp_path / 'study.db'}"
+    objectives = ["robustness", "attack_success_rate:attacked/seen", "device_s"]
+    flags = [
+        "--results", str(tmp_path), "--name", "seeds", "--baselines", "--replicates", "2", "--trials", "6",
+        "--device-hours", "1e-6", "--objectives", *objectives, "--min-retention", "0.5", "--mirror", mirror,
+    ]  # fmt: skip
+    done = sweep(*flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 1e-06 device-hours are spent" in done.stdout
+    first, second, _ = ResultStore(str(tmp_path)).trials("seeds").to_pylist()
+    assert (first["trial_id"], second["trial_id"]) == ("00000", "00001"), (
+        "a setting is run with all its seeds"
+    )
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert [first[n] for n in ("loss", "beta", "kl_weight")] == [
+        second[n] for n in ("loss", "beta", "kl_weight")
+    ]
+    [told] = optuna.load_study(study_name="seeds", storage=mirror).trials
+    assert told.state == TrialState.COMPLETE
+    assert told.values[2] == pytest.approx((first["device_s"] + second["device_s"]) / 2)
+    assert set(told.user_attrs["sd"]) >= set(objectives)
+    front = json.loads(clippo("front", str(tmp_path), "--json").stdout)
+    assert front["seeds"]["repeated_settings"] == 1
+    searched = {s["trial_id"]: list(s["objectives"].values()) for s in front["searched"]}
+    assert searched["00000"] == pytest.approx(told.values), "Optuna and the front's reader agree"
+    again = sweep(*flags)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(ResultStore(str(tmp_path)).trials("seeds")) == 3, "what was spent is remembered"
 
 
 def test_a_diverging_trial_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
@@ -294,6 +330,57 @@ def test_the_gallery_shows_what_each_model_said(finished: tuple[Path, str]) -> N
         assert Image.open(io.BytesIO(row["picture"])).size == (96, 96)
     fooled = sum(json.loads(r["predictions_json"])["reference"] == r["attack_word"] for r in rows)
     assert fooled >= 8, "the untouched model reads most of them as the word"
+
+
+def test_the_gallery_belongs_to_the_end_of_the_sweep(finished: tuple[Path, str], tmp_path: Path) -> None:
+    results = tmp_path / "results[red]:cat:"  # neither a style nor an emoji
+    shutil.copytree(finished[0], results)
+    flags = ["--results", str(results), "--name", "four", "--confirm", "1"]
+    store = ResultStore(str(results))
+
+    def rows() -> dict[Path, int]:
+        tables = [results / name for name in ("trials", "metrics", "evals", "started")]
+        return {p: p.stat().st_mtime_ns for folder in tables for p in folder.glob("*/*")}
+
+    shutil.rmtree(results / "examples")  # as if it had been killed after its last trial
+    before = rows()
+    again = sweep(*flags)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert store.examples("four").num_rows == 24
+    assert rows() == before, "nothing else is done"
+    assert f"results in {results}\n" in again.stdout, "a path is printed as it is"
+    assert f"clippo front '{results}' --sweep four" in again.stdout
+
+    def it_goes_on() -> bool:
+        return bool(list(results.glob("started/sweep=four/00004-*.json")))
+
+    with running_sweep(results, it_goes_on, *flags[2:], "--search.trials", "5"):
+        assert store.examples("four").num_rows == 0, "what it would show is no longer recommended"
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="confirms in its own process where there is one core")
+def test_a_confirming_trial_outlives_its_driver(tmp_path: Path) -> None:
+    """Its workers hold all CPUs; without a dashboard nobody would free them for its second attempt."""
+
+    def driver_with_workers() -> list[int]:
+        running = processes_of(sweeping.pid)
+        if not any(command.startswith("ray::RayTrainWorker") for command in running.values()):
+            return []
+        return [pid for pid, command in running.items() if command.startswith("ray::ImplicitFunc")]
+
+    flags = ["--name", "orphans", "--search.trials", "1", "--search.baselines", "--search.confirm", "1"]
+    with running_sweep(tmp_path, lambda: True, *flags) as sweeping:
+        deadline = time.monotonic() + 300
+        while not (found := driver_with_workers()):
+            assert sweeping.poll() is None, sweeping.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(found[0], signal.SIGKILL)
+        out, err = sweeping.communicate(timeout=300)
+    assert sweeping.returncode == 0, out + err
+    trials = {t["trial_id"]: t for t in ResultStore(str(tmp_path)).trials("orphans").to_pylist()}
+    confirming = trials["confirm-00000"]
+    assert (confirming["status"], confirming["workers"], confirming["preemptions"]) == ("completed", 2, 1)
 
 
 def test_interrupted_twice_it_is_gone_at_once(tmp_path: Path) -> None:

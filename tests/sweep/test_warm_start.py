@@ -1,0 +1,71 @@
+"""What a sampler is told of earlier sweeps, read from stores."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clippo.config import SearchConfig, SweepConfig
+from clippo.errors import ConfigError
+from clippo.front.points import front_of
+from clippo.results import ResultStore
+from clippo.sweep.warm_start import known_trials
+from tests.front.sweeps import CONFIG, make_sweep
+
+WIDE = SearchConfig(
+    beta_dpo=(1e-3, 10.0),
+    beta_ipo=(1e-3, 10.0),
+    beta_kto=(1e-3, 10.0),
+    kl_weight=(1e-3, 100.0),
+    learning_rate=(1e-6, 1.0),
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
+    """A store with a sweep of 20 trials, of which one failed, and one of 8."""
+    made = ResultStore(tmp_path_factory.mktemp("earlier"))
+    make_sweep(20).write(made, "first")
+    make_sweep(8, seed=1).write(made, "second")
+    return made
+
+
+def config(*warm_start: str, search: SearchConfig = WIDE, results: str = "./results") -> SweepConfig:
+    return SweepConfig(name="first", results=results, search=replace(search, warm_start=warm_start))
+
+
+def test_a_sweep_is_known_by_what_its_trials_reached(store: ResultStore) -> None:
+    known, left_out = known_trials(config(f"{store.uri}/first"))
+    assert (len(known), left_out) == (20, 0), "baselines and the untouched model are no trials of a search"
+    reached = {p.trial_id: p for p in front_of(store, "first").points if p.variant == "averaged"}
+    for n, (settings, outcome) in enumerate(known):
+        if n == 16:
+            assert (outcome.numbers, outcome.reason[:8]) == (None, "the loss")
+            continue
+        point = reached[f"{n:05d}"]
+        assert {k: settings[k] for k in point.settings} == point.settings
+        assert outcome.numbers is not None
+        found = (outcome.numbers["robustness"], outcome.numbers["retention"])
+        assert found == pytest.approx((point.robustness, point.retention))
+
+
+def test_a_whole_store_but_never_the_own_sweep(store: ResultStore) -> None:
+    assert len(known_trials(config(store.uri))[0]) == 28
+    assert len(known_trials(config(store.uri, results=store.uri))[0]) == 8
+
+
+def test_what_this_search_could_not_draw_is_left_out(store: ResultStore) -> None:
+    narrow = replace(WIDE, kl_weight=(0.1, 1.0))
+    known, left_out = known_trials(config(store.uri, search=narrow))
+    assert 0 < len(known) < 28
+    assert len(known) + left_out == 28
+    assert all(settings["kl_weight"] <= 1 for settings, _ in known)
+
+
+def test_what_cannot_teach_anything_is_refused(store: ResultStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="where there is no sweep; give STORE or STORE/SWEEP"):
+        known_trials(config(str(tmp_path)))
+    other = ResultStore(tmp_path)
+    other.write_config("other", {**CONFIG, "task": "gender"})
+    with pytest.raises(ConfigError, match="sweep 'other', whose task is 'gender'; it must be 'typographic'"):
+        known_trials(config(f"{tmp_path}/other"))
