@@ -16,6 +16,8 @@ import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray._private.state import state as ray_state
 from ray._private.utils import write_ray_address
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # generated
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
@@ -24,6 +26,7 @@ from clippo.errors import ResourceError
 
 DRIVER_CPU = 0.01
 DASHBOARD_S = 60
+FREE_S = 1.0  # between two looks for what dead trials have left reserved
 MAX_PREPARING = 4  # processes that prepare pictures; each holds a model
 
 
@@ -97,6 +100,38 @@ def _wait_for_dashboard() -> None:
                     "or use --workers 0"
                 ) from error
             time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def leftovers_freed() -> Iterator[None]:
+    """Frees, while it lasts, what is reserved for workers whose controller has died.
+
+    Ray Train's own clean-up learns of a reservation when all workers have started. Where the driver dies
+    before, it would last as long as the job, and the next attempt of the trial would wait for it (Ray 2.60).
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(FREE_S):
+            _free_leftovers()
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+
+
+def _free_leftovers() -> None:
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    # The public table does not tell who has created a group.
+    for row in ray_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(row)
+        by_actor = not ray.ActorID(group.creator_actor_id).is_nil()
+        if by_actor and group.creator_actor_dead and group.creator_job_id == job.binary():
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def trial_resources(config: SweepConfig) -> dict[str, float]:

@@ -31,7 +31,13 @@ from clippo.results import ENDED, INTERRUPTED, RUNNING, ResultStore, SpooledStor
 from clippo.sweep import confirm
 from clippo.sweep.budget import Budget
 from clippo.sweep.callback import SweepCallback
-from clippo.sweep.cluster import check_resources, joined_ray, preparing_workers, trial_resources
+from clippo.sweep.cluster import (
+    check_resources,
+    joined_ray,
+    leftovers_freed,
+    preparing_workers,
+    trial_resources,
+)
 from clippo.sweep.contenders import Contenders
 from clippo.sweep.examples import write_examples
 from clippo.sweep.metrics import SweepMetrics
@@ -340,7 +346,8 @@ class _Sweep:
                 ),
             )
             try:
-                tuner.fit()
+                with leftovers_freed() if config.workers else contextlib.nullcontext():
+                    tuner.fit()
             finally:
                 for watcher in self._watchers:
                     watcher.close()
