@@ -142,7 +142,7 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
     found = front_of_rows(trials, table(tmp_path, "evals"))
     assert points.keys() == found.keys()
     assert all(points[key] == pytest.approx(found[key]) for key in points)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 150  # the agents of a raylet that is gone look around once in a while
     while (left := processes_of(driver.pid)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, "what the first driver had started is gone"
