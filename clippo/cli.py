@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -39,7 +40,8 @@ from clippo.results import ResultStore
 
 Parsed = TypeVar("Parsed")
 
-PATIENCE = 60.0  # how long a store that is followed may be away [s]
+ENDING = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 60.0  # how long a store may be away while it is followed, and when a sweep has ended [s]
 PROGRESS_COLUMNS = (
     TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
 )  # fmt: skip
@@ -78,12 +80,22 @@ def sweep_main(presets: Presets, description: str | None) -> None:
         print_front(front, console)
         where = f"clippo front {shlex.quote(config.results)} --sweep {front.sweep}"
         console.print(Text(f"results: {config.results}   this table again: {where}"), soft_wrap=True)
+        console.print(Text(f"report: {_kept_report(config.results, front.sweep)}"), soft_wrap=True)
         if front.completed == 0:
             console.print("[red]no trial of the sweep was completed[/]")
             return 1
         return 0
 
     sys.exit(_guarded(run))
+
+
+def _kept_report(results: str, sweep: str) -> str:
+    """Keeps the report beside the rows, for whoever has the store's address alone; says where it is."""
+    from clippo.front.report import report_of  # Altair and Optuna take a second to import
+
+    store, name = ResultStore(results, patience=PATIENCE), f"reports/{sweep}.html"
+    store.write_bytes(name, report_of(store, sweep, store_name=results).encode())
+    return f"{results.rstrip('/')}/{name}"
 
 
 def _sweep_config(presets: Presets, description: str | None) -> SweepConfig:
@@ -476,12 +488,25 @@ def _quiet(verbose: bool, *, one_thread: bool = True) -> None:
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # Tune would swallow the first Ctrl-C and end as if the sweep were done; ``ray job stop`` sends SIGTERM.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, _interrupted)
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_once, args=(reads,), daemon=True).start()
+
+
+def _end_at_once(signals: int) -> None:
+    """Ends the process at the second signal, even if the first thread waits for Ray and sees none.
+
+    What is kept is safe by then, and so is what waits on disk.
+    """
+    for _ in range(2):
+        while os.read(signals, 1)[0] not in ENDING:
+            pass
+    os._exit(130)
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """Ends a command in good order; asked again, at once: what is kept is safe, and so is what waits."""
-    for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, lambda *_: os._exit(130))
+    """Ends a command in good order."""
     raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from tests.conftest import clippo, sweep
 pytestmark = pytest.mark.timeout(900)
 
 SETS = ("test/attacked/seen", "validation/clean/held_out")
+VALIDATION = {"validation/clean/held_out"}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +73,9 @@ def counts_in_store(store: ResultStore, sweep: str, trial: str, variant: str) ->
 
 def assert_close(one: dict[str, tuple[int, int]], two: dict[str, tuple[int, int]]) -> None:
     """Trials measure from activations that were rounded to bfloat16, so one picture may tip over."""
-    assert one.keys() == two.keys() == set(SETS)
-    for name, (correct, fooled) in one.items():
-        assert abs(correct - two[name][0]) <= 1, name
-        assert abs(fooled - two[name][1]) <= 1, name
+    for name, (correct, fooled) in two.items():
+        assert abs(correct - one[name][0]) <= 1, name
+        assert abs(fooled - one[name][1]) <= 1, name
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,9 @@ def test_a_trial(flags: list[str], variant: str, finished: tuple[Path, str], tmp
     done = clippo("export", str(results), "--trial", "00001", "--out", str(out), *flags)
     assert done.returncode == 0, done.stderr
     assert f'pretrained="{out}"' in done.stdout
-    assert_close(counts_of_file(out), counts_in_store(ResultStore(str(results)), "four", "00001", variant))
+    stored = counts_in_store(ResultStore(str(results)), "four", "00001", variant)
+    assert stored.keys() >= (set(SETS) if variant == "averaged" else VALIDATION)
+    assert_close(counts_of_file(out), stored)
     card = out.with_suffix(".md").read_text()
     assert f"weights `{variant}`" in card
     assert "robustness (share of attacked pictures labelled right): 0." in card
@@ -121,7 +123,8 @@ def test_a_transform_is_folded_into_the_projections(
     variant = "averaged" if t is None else f"t={t:g}"
     found = counts_of_file(written.weights)
     stored = counts_in_store(store, "map", "00000", variant)
-    assert found == stored
+    assert stored.keys() >= VALIDATION
+    assert {name: found[name] for name in stored} == stored
 
 
 @pytest.mark.parametrize(

@@ -39,22 +39,34 @@ def write_report(
     min_retention: float | None = None,
     store_name: str = "STORE",
 ) -> None:
-    """Writes the report of a sweep, also while it still runs.
+    """Writes the report of a sweep to a file; as of `report_of`.
+
+    Raises:
+        StoreError: also when the file cannot be written.
+        ConfigError: also when the file's name does not end in .html.
+    """
+    if path.suffix.lower() != ".html":
+        raise ConfigError(f"{str(path)!r} is no report that can be made; end it in .html")
+    text = report_of(store, sweep, min_retention=min_retention, store_name=store_name)
+    write_file(path, text.encode(), ".html")
+
+
+def report_of(
+    store: ResultStore, sweep: str, *, min_retention: float | None = None, store_name: str = "STORE"
+) -> str:
+    """The report of a sweep, also while it still runs.
 
     Args:
         min_retention: as of `front_of`.
         store_name: how the commands in it call the store.
 
     Raises:
-        StoreError: no such sweep, nothing measured yet, or the file cannot be written.
-        ConfigError: the file's name does not end in .html, or ``min_retention`` is out of its bounds.
+        StoreError: no such sweep, or nothing measured yet.
+        ConfigError: ``min_retention`` is out of its bounds.
     """
-    if path.suffix.lower() != ".html":
-        raise ConfigError(f"{str(path)!r} is no report that can be made; end it in .html")
     trials = store.trials(sweep)
     front = front_of(store, sweep, min_retention=min_retention, trials=trials)
-    text = render(front, trials, store.config(sweep) or {}, store.examples(sweep), store_name=store_name)
-    write_file(path, text.encode(), ".html")
+    return render(front, trials, store.config(sweep) or {}, store.examples(sweep), store_name=store_name)
 
 
 def render(

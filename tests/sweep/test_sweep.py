@@ -36,6 +36,8 @@ def test_it_prints_progress_the_front_and_where_things_are(finished: tuple[Path,
     assert "Pareto front of four" in printed
     assert "untouched" in printed
     assert f"clippo front {results} --sweep four" in printed
+    assert f"report: {results}/reports/four.html" in printed
+    assert "Recommended" in (results / "reports/four.html").read_text(encoding="utf-8")
     assert "Traceback" not in printed
     assert len(printed.splitlines()) < 80, "a wall of logs"
 
