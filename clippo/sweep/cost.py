@@ -16,8 +16,8 @@ from clippo.results.objects import write_whole
 from clippo.tasks import TASKS, TypographicTask
 
 PRICES = {"CPU": 0.045, "T4": 0.526, "L4": 0.805, "A10G": 1.006, "L40S": 1.861}
-"""List prices of AWS on demand in us-east-1, 2026 [USD an hour]: a vCPU of c7i, and the smallest instance
-with such a GPU. Spot costs less; prices of larger GPUs change too often to be listed."""
+"""List prices of AWS on demand in us-east-1 as of 2025 [USD an hour]: a vCPU of c7i, and the smallest
+instance with such a GPU. Spot costs less; prices of larger GPUs change too often to be listed."""
 
 
 @dataclass(frozen=True)
