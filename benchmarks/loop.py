@@ -121,7 +121,7 @@ class Both:
             list(epoch_batches(pairs, self._config.batch_size, seed, epoch, 0, 1, self._device))
             for epoch in range(2)
         ]
-        text_CD = self._frozen.text_CD[list(prepared.seen)].to(self._device)
+        text_CD = self._frozen.text_CD[list(pairs.captions)].to(self._device)
         del prepared, pairs  # a mapped file stays in the page cache
         policy = policy_of(self._clip, self._model.trainable).to(self._device).eval()
         return bare_epochs(policy, epochs, text_CD, self._frozen.logit_scale, self._settings, self._config)[1]

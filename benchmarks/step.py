@@ -83,8 +83,9 @@ class Ours:
         config = TrainConfig(batch_size=batch_size, precision=cut.precision, compile=cut.compile)
         self._policy = policy_of(clip, cut.trainable).to(device).eval()
         self._average = BetaAverage(self._policy.trainable_weights(), MANY, config.average_beta)
-        self._step = Step(self._policy, frozen, settings, config, prepared.seen, device)
-        self._batches = _endless(Pairs.of(prepared, frozen), batch_size, device)
+        pairs = Pairs.of(prepared, frozen)
+        self._step = Step(self._policy, frozen, settings, config, pairs.captions, device)
+        self._batches = _endless(pairs, batch_size, device)
 
     def __call__(self) -> None:
         values = self._step(next(self._batches), SETTINGS.learning_rate)

@@ -232,8 +232,7 @@ class PrepareCommand:
         shared = prepared_for(config, store, Console(stderr=True), workers=self.workers)
         prepared = open_prepared(fetch(shared.prepared, shared.location))
         print(f"prepared set {shared.prepared} in {shared.location}")
-        print(f"{len(prepared.clean):>9} train pictures, {len(prepared.attacked)} attacked copies")
-        for data in prepared.evaluation:
+        for data in (*prepared.train.values(), *prepared.evaluation):
             print(f"{len(data.rows):>9} {data.name}")
         for key, reason in prepared.left_out:
             print(f"left out: {key}: {reason}")

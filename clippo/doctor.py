@@ -39,7 +39,7 @@ from clippo.sweep.cost import estimate, remember, work_of
 from clippo.sweep.plan import needs
 from clippo.sweep.probe import probes
 from clippo.sweep.tuner import check_settings
-from clippo.tasks import TASKS
+from clippo.tasks import task_named
 from clippo.train.memory import Memory, estimated_memory
 
 DECODED = 3  # pictures of each part that are really decoded
@@ -154,7 +154,7 @@ def _local_disk(config: SweepConfig) -> str:
 
 def _decoded(config: SweepConfig) -> str:
     """Decodes some pictures of every part."""
-    task = TASKS[config.task](config.data)
+    task = task_named(config.task)(config.data)
     read = 0
     for part in task.parts.values():
         if not part.pictures:
@@ -166,7 +166,8 @@ def _decoded(config: SweepConfig) -> str:
                 raise DataError(f"{picture.key}: {error}; mend or remove it") from error
             read += 1
     pictures = sum(len(part.pictures) for part in task.parts.values())
-    return f"{read} of {pictures} decoded, {len(task.source.classes)} classes, {len(task.seen)} of them seen"
+    seen = len(task.parts["train"].candidates)
+    return f"{read} of {pictures} decoded, {len(task.classes)} classes, {seen} of them seen"
 
 
 def _reach_head() -> None:
@@ -215,7 +216,7 @@ def _versions(nodes: list[Any]) -> Iterator[tuple[Any, Finding]]:
 
 def _seen_from(nodes: list[Any], config: SweepConfig) -> Iterator[Finding]:
     """Whether every node reads the same pictures and uses the same store, with credentials of its own."""
-    fingerprint, objects = TASKS[config.task](config.data).fingerprint, Objects(config.results)
+    fingerprint, objects = task_named(config.task)(config.data).fingerprint, Objects(config.results)
     key = f".doctor-{uuid.uuid4().hex}"
     try:
         objects.put(key, b"doctor")
@@ -248,7 +249,7 @@ def _looked_around(config: SweepConfig, key: str, fingerprint: str) -> list[str]
             )
 
     def has_the_same_pictures() -> None:
-        if TASKS[config.task](config.data).fingerprint != fingerprint:
+        if task_named(config.task)(config.data).fingerprint != fingerprint:
             raise DataError(f"{config.data.source} has other pictures there; give every node the same")
         _decoded(config)
 

@@ -19,7 +19,7 @@ from clippo.evaluate import Counts
 from clippo.evaluate.counts import between, count_predictions, is_attacked
 from clippo.model import ClipModel
 from clippo.tasks import TypographicTask
-from clippo.tasks.typographic import Part, Row
+from clippo.tasks.base import Part, Row
 
 BATCH = 64
 

@@ -93,7 +93,8 @@ def test_prepare_builds_what_the_sweep_then_finds(tmp_path: Path) -> None:
     small = ["--data.train-pictures", "40", "--data.eval-pictures", "8", "--workers", "1"]
     done = clippo("prepare", "--results", str(tmp_path), *small)
     assert done.returncode == 0, done.stderr
-    assert "40 train pictures, 40 attacked copies" in done.stdout
+    assert "40 train/clean" in done.stdout
+    assert "40 train/attacked" in done.stdout
     assert "8 test/nonsense/held_out" in done.stdout
     (manifest,) = (tmp_path / "prepared").glob("*/manifest.json")
     built = manifest.stat().st_mtime_ns

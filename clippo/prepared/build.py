@@ -29,7 +29,7 @@ from clippo.errors import DataError, ResourceError
 from clippo.model import ClipModel, load_clip
 from clippo.prepared.location import Location, files_of, remove_stale
 from clippo.prepared.shard import Recipe, ShardBuilder, Summary, data_digest_of
-from clippo.tasks import TASKS, TypographicTask
+from clippo.tasks import Task, task_named
 
 FORMAT = 3  # of the files and their names; part of the digest
 SHARD = 256  # pictures of a part that are built together: what a killed builder repeats
@@ -56,7 +56,7 @@ def prepare(
             workers have other pictures, or write to another place, than this process.
         StoreError: the location cannot be used.
     """
-    task, clip = TASKS[task_name](data), load_clip(model.name, model.pretrained)
+    task, clip = task_named(task_name)(data), load_clip(model.name, model.pretrained)
     model_digest, data_digest = weights_digest(clip), data_digest_of(task_name, data, task)
     # The prompt is left out: a changed one must not rebuild the pictures.
     name = digest(FORMAT, model_digest, model.trainable, data_digest)
@@ -95,7 +95,7 @@ def weights_digest(clip: ClipModel) -> str:
 
 
 def _build(
-    recipe: Recipe, task: TypographicTask, clip: ClipModel, workers: int, gpus: float, verbose: bool,
+    recipe: Recipe, task: Task, clip: ClipModel, workers: int, gpus: float, verbose: bool,
     on_progress: Progress,
 ) -> list[Summary]:  # fmt: skip
     """Builds what is missing; returns the summaries of all shards, in the order of their pictures."""
@@ -119,7 +119,7 @@ def _build(
     return [by_key[s["key"]] for s in shards]
 
 
-def _shards(recipe: Recipe, task: TypographicTask) -> list[dict[str, Any]]:
+def _shards(recipe: Recipe, task: Task) -> list[dict[str, Any]]:
     """``key``, ``part``, ``start`` and ``stop`` of each shard: pictures ``start`` to ``stop`` of a part."""
     shards = []
     for part in task.parts.values():
@@ -151,7 +151,7 @@ def _has_files(manifest: dict[str, Any], recipe: Recipe) -> bool:
     return all(sizes.get(f"{recipe.digest}/{f['file']}") == f["size"] for f in files_of(manifest))
 
 
-def _manifest(recipe: Recipe, task: TypographicTask, built: list[Summary]) -> dict[str, Any]:
+def _manifest(recipe: Recipe, task: Task, built: list[Summary]) -> dict[str, Any]:
     sets = {}
     for part in task.parts.values():
         for name in part.sets:

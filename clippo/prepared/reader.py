@@ -6,7 +6,7 @@ B batch, C classes, D embedding, N pictures of a set
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from clippo.data.prompts import templates_of
-from clippo.errors import DataError
+from clippo.errors import ConfigError, DataError
 from clippo.prepared.location import is_whole
+from clippo.tasks import task_named
+from clippo.tasks.base import PairTable, TrainRows
 
 NARROW = 4096  # bytes of an input up to which a set is held in memory
 
@@ -71,7 +73,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class EvalData:
-    """One evaluation set.
+    """One set.
 
     Attributes:
         candidates: the classes that the model chooses among.
@@ -92,25 +94,38 @@ class PreparedSet:
         model_digest, data_digest: of the weights, and of the pictures and how they are split and attacked.
         templates: the prompt, or the name of ready ones, that each class uses; "" is ``model.prompt``.
         left_out: key and reason of each picture that could not be decoded.
-        clean: the train pictures; ``attacked`` holds ``copies`` attacked twins of each, in the same order.
-        seen: the classes that tuning tells apart.
+        train: the sets of ``train/`` by name; their rows are counted through in this order.
         evaluation: the sets of ``validation/`` and ``test/``.
     """
 
+    task: str
     digest: str
     model_digest: str
     data_digest: str
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
-    seen: tuple[int, ...]
-    copies: int
-    clean: Rows
-    attacked: Rows
+    train: Mapping[str, EvalData]
     evaluation: tuple[EvalData, ...]
 
     def evaluation_of(self, split: str) -> list[EvalData]:
         return [s for s in self.evaluation if s.name.startswith(f"{split}/")]
+
+    def pairs(self, kind: str = "") -> PairTable:
+        """The preference pairs of a kind; '': the task's first.
+
+        Raises:
+            ConfigError: the task has no such pairs.
+        """
+        task, first, rows = task_named(self.task), 0, {}
+        for name, data in self.train.items():
+            labels, attack_labels = data.rows.labels.numpy(), data.rows.attack_labels.numpy()
+            rows[name] = TrainRows(first, labels, attack_labels, data.candidates)
+            first += len(labels)
+        kind = kind or task.pair_kinds[0]
+        if kind not in task.pair_kinds:
+            raise ConfigError(f"pairs are {kind!r}; they must be one of: {', '.join(task.pair_kinds)}")
+        return task.pairs(kind, rows)
 
     def templates_per_class(self, prompt: str) -> list[tuple[str, ...]]:
         """The templates of each class, which are those of ``prompt`` where the class has none of its own.
@@ -132,22 +147,20 @@ def open_prepared(folder: Path) -> PreparedSet:
         raise DataError(f"{folder} is no whole prepared set; prepare it again")
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     rows = {name: Rows(folder, described) for name, described in manifest["sets"].items()}
+    sets = {
+        name: EvalData(name, rows[name], tuple(described["candidates"]), described["pairwise"])
+        for name, described in manifest["sets"].items()
+    }
     return PreparedSet(
+        task=manifest["task"],
         digest=manifest["digest"],
         model_digest=manifest["model_digest"],
         data_digest=manifest["data_digest"],
         classes=tuple(manifest["classes"]),
         templates=tuple(manifest["templates"]),
         left_out=tuple((entry["key"], entry["reason"]) for entry in manifest["left_out"]),
-        seen=tuple(manifest["sets"]["train/clean"]["candidates"]),
-        copies=manifest["data"]["attacked_copies"],
-        clean=rows["train/clean"],
-        attacked=rows["train/attacked"],
-        evaluation=tuple(
-            EvalData(name, rows[name], tuple(described["candidates"]), described["pairwise"])
-            for name, described in manifest["sets"].items()
-            if not name.startswith("train/")
-        ),
+        train={name: data for name, data in sets.items() if name.startswith("train/")},
+        evaluation=tuple(data for name, data in sets.items() if not name.startswith("train/")),
     )
 
 

@@ -24,8 +24,8 @@ from clippo.config import DataConfig, ModelConfig, digest
 from clippo.errors import ClippoError, DataError
 from clippo.model import ClipModel, load_clip, policy_of
 from clippo.prepared.location import Location, move_into_place, sha256_of
-from clippo.tasks import TASKS, TypographicTask
-from clippo.tasks.typographic import Part, Row
+from clippo.tasks import Task, task_named
+from clippo.tasks.base import Part, Row
 
 BATCH = 64  # rows that are computed and written together: what bounds the memory of a builder
 
@@ -57,9 +57,7 @@ class ShardBuilder:
         task, clip: what the process has already; None loads them with the first shard.
     """
 
-    def __init__(
-        self, recipe: Recipe, task: TypographicTask | None = None, clip: ClipModel | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, task: Task | None = None, clip: ClipModel | None = None) -> None:
         self._recipe, self._opened = recipe, (task, clip)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
@@ -105,10 +103,10 @@ class ShardBuilder:
         return summary
 
     @cached_property
-    def _task(self) -> TypographicTask:
+    def _task(self) -> Task:
         if self._opened[0] is not None:
             return self._opened[0]
-        task = TASKS[self._recipe.task_name](self._recipe.data)
+        task = task_named(self._recipe.task_name)(self._recipe.data)
         if data_digest_of(self._recipe.task_name, self._recipe.data, task) != self._recipe.data_digest:
             raise DataError(
                 f"the pictures of {self._recipe.data.source}, or the fonts, are not the same on every node; "
@@ -222,17 +220,17 @@ class SetFile:
         self._n_rows += len(rows)
 
 
-def data_digest_of(task_name: str, data: DataConfig, task: TypographicTask) -> str:
+def data_digest_of(task_name: str, data: DataConfig, task: Task) -> str:
     """A digest of the pictures and of what is done with them."""
     # A file of class names or a font may change while its path does not. How many broken pictures are
     # tolerated changes nothing in the set.
-    fonts = [_content(f) for f in (*data.train_fonts, *data.validation_fonts, *data.test_fonts)]
-    return digest(task_name, replace(data, max_unreadable=0), task.fingerprint, task.classes, fonts)
+    files = [_content(f) for f in task.files]
+    return digest(task_name, replace(data, max_unreadable=0), task.fingerprint, task.classes, files)
 
 
-def _content(font: str) -> str:
-    path = Path(font).expanduser()
-    return sha256_of(path) if path.is_file() else font  # bundled fonts go by name
+def _content(file: str) -> str:
+    path = Path(file).expanduser()
+    return sha256_of(path) if path.is_file() else file  # what is bundled goes by name
 
 
 def _fixed_size(values: Tensor) -> pa.Array:

@@ -13,7 +13,7 @@ from pathlib import Path
 from clippo.config import SweepConfig, digest
 from clippo.remote import node_cache
 from clippo.results.objects import write_whole
-from clippo.tasks import TASKS, TypographicTask
+from clippo.tasks import task_named
 
 PRICES = {"CPU": 0.045, "T4": 0.526, "L4": 0.805, "A10G": 1.006, "L40S": 1.861}
 """List prices of AWS on demand in us-east-1 as of 2025 [USD an hour]: a vCPU of c7i, and the smallest
@@ -63,7 +63,7 @@ def work_of(config: SweepConfig) -> Work:
     >>> work_of(SweepConfig()).pairs
     1536.0
     """
-    task: TypographicTask = TASKS[config.task](config.data)
+    task = task_named(config.task)(config.data)
     epochs = sum(config.search.epochs) / 2
     sets = {name: len(part.pictures) for part in task.parts.values() for name in part.sets}
     evaluation = {name: n for name, n in sets.items() if not name.startswith("train/")}
@@ -74,11 +74,10 @@ def work_of(config: SweepConfig) -> Work:
     measured = (epochs - 1) * sum(n for name, n in evaluation.items() if name.startswith("validation/"))
     measured += 2 * sum(evaluation.values())
     measured += curve * sum(n for name, n in evaluation.items() if name.partition("/")[2] in curve_sets)
-    pairs = len(task.parts["train"].pictures) * config.data.attacked_copies
     return Work(
-        pairs=epochs * pairs,
+        pairs=epochs * task.n_pairs,
         measured=measured,
-        prepared=pairs + sets["train/clean"] + sum(evaluation.values()),
+        prepared=sum(part.n_rows for part in task.parts.values()),
     )
 
 

@@ -20,8 +20,8 @@ from clippo.model import ClipModel, Weights, policy_of
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
 from clippo.sweep.rows import SELECTED
-from clippo.tasks import TASKS, TypographicTask
-from clippo.tasks.typographic import Part, Row
+from clippo.tasks import Task, task_named
+from clippo.tasks.base import Part, Row
 from clippo.train.checkpoint import load_policy, weights_of
 from clippo.train.ray_train import Shared, load_shared
 
@@ -42,7 +42,7 @@ def write_examples(config: SweepConfig, store: ResultStore, shared: Shared) -> N
         models["recommended"] = (front.recommended.trial_id, front.recommended.variant)
     clip, _, frozen = load_shared(shared)
     text_CD = frozen.text_CD
-    task = TASKS[config.task](config.data)
+    task = task_named(config.task)(config.data)
     policy = policy_of(clip, config.model.trainable).eval()
     weights: dict[str, Weights] = {"reference": {n: w.clone() for n, w in policy.trainable_weights().items()}}
     for name, (trial_id, variant) in models.items():
@@ -64,7 +64,7 @@ def write_examples(config: SweepConfig, store: ResultStore, shared: Shared) -> N
     store.write_examples(config.name, list(_rows(task, [row for _, row in shown], said)))
 
 
-def _attacked(task: TypographicTask, clip: ClipModel) -> Iterator[tuple[Part, Row]]:
+def _attacked(task: Task, clip: ClipModel) -> Iterator[tuple[Part, Row]]:
     """Pictures of seen and of held-out classes in turn."""
     parts = [task.parts[name] for name in PARTS]
     both = zip_longest(*([(p, i) for i in range(len(p.pictures))] for p in parts))
@@ -80,9 +80,7 @@ def _attacked(task: TypographicTask, clip: ClipModel) -> Iterator[tuple[Part, Ro
         yield part, next(row for row in rows if "/attacked/" in row.set_name)
 
 
-def _rows(
-    task: TypographicTask, shown: Sequence[Row], said: Mapping[str, list[int]]
-) -> Iterator[dict[str, Any]]:
+def _rows(task: Task, shown: Sequence[Row], said: Mapping[str, list[int]]) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(shown):
         yield {
             "picture": _encoded(row.image),

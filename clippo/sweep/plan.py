@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from clippo.config import SweepConfig
-from clippo.data.datasets import open_source
 from clippo.data.prompts import templates_of
 from clippo.errors import ClippoError
 from clippo.model.towers import check_name
@@ -24,7 +24,7 @@ from clippo.sweep.mirror import check_mirror
 from clippo.sweep.scheduler import Halving
 from clippo.sweep.space import distributions
 from clippo.sweep.tracking import check_tracking
-from clippo.tasks.typographic import open_test_set
+from clippo.tasks import task_named
 
 
 def print_plan(config: SweepConfig, console: Console) -> None:
@@ -90,9 +90,10 @@ def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
     if config.gpus_per_worker:
         gpus = at_once * processes * config.gpus_per_worker
         yield "GPUs", f"{at_once} x {processes} x {config.gpus_per_worker:g} = {gpus:g}"
-    pairs = config.data.train_pictures * config.data.attacked_copies
-    steps = -(-pairs // config.train.batch_size)
-    yield "a trial", f"at most {search.epochs[1]} epochs of {steps} steps over {pairs} pairs"
+    with contextlib.suppress(ClippoError):  # no pictures: what is missing is said below
+        pairs = task_named(config.task)(config.data).n_pairs
+        steps = -(-pairs // config.train.batch_size)
+        yield "a trial", f"at most {search.epochs[1]} epochs of {steps} steps over {pairs} pairs"
     if search.halving:
         rungs = Halving(
             min_epochs=search.min_epochs,
@@ -134,14 +135,7 @@ def needs(config: SweepConfig) -> Iterator[tuple[str, str]]:
     checks: list[tuple[str, Callable[[], object]]] = [
         (_model(config), lambda: check_name(config.model.name, config.model.pretrained)),
         (f"prompt {config.model.prompt}", lambda: templates_of(config.model.prompt)),
-        (
-            f"pictures {config.data.source}",
-            lambda: open_source(config.data.source, config.data.split_seed, config.data.class_names),
-        ),
-        *(
-            (f"test set {spec}", partial(open_test_set, spec, config.data.split_seed))
-            for spec in config.data.test_sets
-        ),
+        *task_named(config.task).needs(config.data),
         (f"results {config.results}", lambda: ResultStore(config.results).check()),
         *(
             (f"tracker {name}", partial(check_tracking, replace(config, track=(name,))))

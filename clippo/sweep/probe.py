@@ -71,12 +71,13 @@ def _short_trial(config: SweepConfig, pictures: int) -> Speed:
             policy_of(clip, config.model.trainable), prepared, frozen, settings, train,
             report=reports.append, checkpoints=_Nowhere(), device=device,
         )  # fmt: skip
-    metrics, pairs = reports[-1]["metrics"], len(prepared.attacked)
+    metrics, pairs = reports[-1]["metrics"], len(prepared.pairs().clean)
     measured = sum(len(evaluated.rows) for evaluated in prepared.evaluation)
+    trained = sum(len(data.rows) for data in prepared.train.values())
     return Speed(
         pair=metrics["train_s"] / pairs,
         measured=metrics["eval_s"] / (2 * measured),
-        prepared=(ticks[-1] - ticks[0]) / (2 * pairs + measured),
+        prepared=(ticks[-1] - ticks[0]) / (trained + measured),
         device=torch.cuda.get_device_name() if on_gpu else "CPU",
     )
 

@@ -51,7 +51,7 @@ from clippo.sweep.space import baseline
 from clippo.sweep.tracking import Tracking, check_tracking
 from clippo.sweep.trial import tune_trial
 from clippo.sweep.warm_start import known_trials
-from clippo.tasks import TASKS
+from clippo.tasks import task_named
 from clippo.train.ray_train import measure_reference
 
 FREE_FIELDS = {
@@ -104,8 +104,7 @@ def check_settings(config: SweepConfig) -> None:
         ConfigError: an unknown task, loss or baseline, a mirror that is none or has a password, or a tracker
             that is not installed.
     """
-    if config.task not in TASKS:
-        raise ConfigError(f"task is {config.task!r}; it must be one of: {', '.join(TASKS)}")
+    task_named(config.task)
     for loss in config.search.losses:
         resolve_loss(loss)
     for name in config.search.baselines:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -32,9 +33,7 @@ from clippo.data.pairs import PreferencePair, attacked_pairs, other_label, pictu
 from clippo.data.prompts import templates_of
 from clippo.data.typographic_sets import TYPOGRAPHIC_SETS, AttackedImage, TypographicSet, open_typographic_set
 from clippo.errors import ConfigError
-
-Resize = Callable[[Image.Image], Image.Image]
-"""Resizes and crops a picture to what the model takes; an attack is drawn on the result."""
+from clippo.tasks.base import PairTable, Part, Resize, Row, TrainRows
 
 # The nonsense control explains a result and steers nothing, so only the test split has it.
 KINDS = {
@@ -43,38 +42,6 @@ KINDS = {
 }
 
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
-
-
-@dataclass(frozen=True)
-class Part:
-    """Pictures that are prepared together; each gives rows of several sets.
-
-    Attributes:
-        candidates: the classes that the model tells apart in these sets.
-        sets: names of the sets.
-        pairwise: a picture is judged between its own label and its own attack label alone.
-    """
-
-    name: str
-    pictures: Sequence[LabelledImage | AttackedImage]
-    candidates: tuple[int, ...]
-    sets: tuple[str, ...]
-    pairwise: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """A picture of a set as the model takes it.
-
-    Attributes:
-        attack_label: the class that is written on it, or -1; in a clean pairwise set, the class that it is
-            judged against.
-    """
-
-    set_name: str
-    image: Image.Image
-    label: int
-    attack_label: int
 
 
 @dataclass(frozen=True)
@@ -102,6 +69,8 @@ class TypographicTask:
     Args:
         test_set_names: names for the classes of the test sets, as ``data.class_names`` for the source's.
     """
+
+    pair_kinds: ClassVar[tuple[str, ...]] = ("attacked",)
 
     def __init__(self, config: DataConfig, test_set_names: str = "") -> None:
         self.config = config
@@ -132,6 +101,16 @@ class TypographicTask:
         """Changes when the pictures change."""
         return digest(self.source.fingerprint, [t.pictures.fingerprint for t in self.test_sets.values()])
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Fonts that are not the bundled ones, and bundled ones by name."""
+        config = self.config
+        return (*config.train_fonts, *config.validation_fonts, *config.test_fonts)
+
+    @property
+    def n_pairs(self) -> int:
+        return len(self.parts["train"].pictures) * self.config.attacked_copies
+
     @cached_property
     def seen(self) -> tuple[int, ...]:
         """The classes that tuning sees, sorted."""
@@ -148,7 +127,8 @@ class TypographicTask:
     def parts(self) -> dict[str, Part]:
         """Everything that a sweep prepares: ``train``, and seen and held-out classes of both other splits."""
         train = self.source.pictures("train", self.seen, self.config.train_pictures)
-        parts = [Part("train", train, self.seen, ("train/clean", "train/attacked"))]
+        sets = ("train/clean", "train/attacked")
+        parts = [Part("train", train, self.seen, sets, copies=self.config.attacked_copies)]
         for split in ("validation", "test"):
             for group, labels in (("seen", self.seen), ("held_out", self.held_out)):
                 pictures = self.source.pictures(split, labels, self.config.eval_pictures)
@@ -180,7 +160,7 @@ class TypographicTask:
         assert isinstance(picture, LabelledImage)
         if part.name == "train":
             yield Row("train/clean", clean, picture.label, -1)
-            for pair in self.pairs(clean, picture):
+            for pair in self.attacked(clean, picture):
                 yield Row("train/attacked", pair.attacked, pair.label, pair.attack_label)
             return
         split, group = part.name.split("/")
@@ -222,8 +202,30 @@ class TypographicTask:
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         return resized.crop((left, top, left + side, top + side))
 
-    def pairs(self, clean: Image.Image, picture: LabelledImage) -> Iterator[PreferencePair]:
-        """The preference pairs of one train picture, given as it is drawn on."""
+    @staticmethod
+    def pairs(kind: str, train: Mapping[str, TrainRows]) -> PairTable:
+        """On each attacked picture the true class is preferred to the written one; the clean twin stays."""
+        clean, attacked = train["train/clean"], train["train/attacked"]
+        column = {label: i for i, label in enumerate(clean.candidates)}
+        copies = len(attacked) // len(clean)
+        return PairTable(
+            captions=clean.candidates,
+            picture_w=attacked.numbers,
+            caption_w=np.array([column[label] for label in attacked.labels_N.tolist()]),
+            picture_l=attacked.numbers,
+            caption_l=np.array([column[label] for label in attacked.attack_labels_N.tolist()]),
+            clean=clean.first + np.arange(len(attacked)) // copies,
+        )
+
+    @staticmethod
+    def needs(config: DataConfig) -> Iterator[tuple[str, Callable[[], object]]]:
+        source = partial(open_source, config.source, config.split_seed, config.class_names)
+        yield f"pictures {config.source}", source
+        for spec in config.test_sets:
+            yield f"test set {spec}", partial(open_test_set, spec, config.split_seed)
+
+    def attacked(self, clean: Image.Image, picture: LabelledImage) -> Iterator[PreferencePair]:
+        """The attacked copies of one train picture, given as it is drawn on."""
         return attacked_pairs(
             clean, picture, self.classes, self.seen,
             copies=self.config.attacked_copies, style=self._style("train"), seed=self.config.split_seed,

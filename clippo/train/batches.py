@@ -1,46 +1,95 @@
 """The pairs of a prepared set, in batches that the ranks share.
 
-B pairs of the batch, C classes that tuning tells apart, M attacked pictures, N clean ones
+P pairs, B of a batch, C captions that tuning tells apart, N train rows
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from clippo.prepared import PreparedSet
-from clippo.train.step import Batch, Frozen, class_logps, pick
+from clippo.prepared import PreparedSet, Rows
+from clippo.train.step import Batch, Frozen, Layout, pick
 
 
 @dataclass(frozen=True)
 class Pairs:
     """The pairs of a prepared set with what the reference makes of them, computed once and not per step.
 
-    ``N`` clean pictures, ``M`` attacked ones, ``C`` seen classes; labels are columns among the seen classes.
+    Attributes:
+        captions: the classes whose captions are told apart.
+        blocks: train rows whose pictures a batch holds, (P,) each: the clean ones, those of the chosen
+            cells and those of the rejected ones; what is the same row in every pair is there once.
+        layout: which block has which.
+        across_P: which pairs compare two pictures; None: none does.
     """
 
-    prepared: PreparedSet
-    chosen_M: Tensor
-    rejected_M: Tensor
+    rows: Sequence[Rows]
+    captions: tuple[int, ...]
+    blocks: tuple[Tensor, ...]
+    layout: Layout
+    chosen_P: Tensor
+    rejected_P: Tensor
+    across_P: Tensor | None
     reference_clean_logps_NC: Tensor
-    reference_chosen_logps_M: Tensor
-    reference_rejected_logps_M: Tensor
+    reference_chosen_P: Tensor
+    reference_rejected_P: Tensor
 
     @classmethod
-    def of(cls, prepared: PreparedSet, frozen: Frozen) -> Pairs:
-        text_CD = frozen.text_CD[list(prepared.seen)]
-        columns = torch.full((len(prepared.classes),), -1)
-        columns[list(prepared.seen)] = torch.arange(len(prepared.seen))
-        chosen, rejected = columns[prepared.attacked.labels], columns[prepared.attacked.attack_labels]
-        attacked_MC = class_logps(prepared.attacked.reference, text_CD, frozen.logit_scale)
-        clean_NC = class_logps(prepared.clean.reference, text_CD, frozen.logit_scale)
+    def of(cls, prepared: PreparedSet, frozen: Frozen, kind: str = "") -> Pairs:
+        """The pairs of a kind; '': the task's first."""
+        table = prepared.pairs(kind)
+        rows = [data.rows for data in prepared.train.values()]
+        text_CD = frozen.text_CD[list(table.captions)]
+        logits_NC = torch.cat([frozen.logit_scale * r.reference @ text_CD.T for r in rows])
+        logps_NC = logits_NC.log_softmax(-1)
+        columns = (table.clean, table.picture_w, table.picture_l)
+        clean, chosen, rejected = (torch.from_numpy(column) for column in columns)
+        blocks: list[Tensor] = []
+        places = []
+        for block in (clean, chosen, rejected):
+            place = next((i for i, known in enumerate(blocks) if torch.equal(known, block)), len(blocks))
+            blocks += [block] if place == len(blocks) else []
+            places.append(place)
+        chosen_P, rejected_P = (torch.from_numpy(c) for c in (table.caption_w, table.caption_l))
+        across_P = chosen != rejected
+        cells = [pick(logps_NC[r], c) for r, c in ((chosen, chosen_P), (rejected, rejected_P))]
+        if across_P.any():
+            raw = [pick(logits_NC[r], c) for r, c in ((chosen, chosen_P), (rejected, rejected_P))]
+            cells = [torch.where(across_P, r, cell) for r, cell in zip(raw, cells, strict=True)]
         return cls(
-            prepared, chosen, rejected, clean_NC, pick(attacked_MC, chosen), pick(attacked_MC, rejected)
+            rows=rows,
+            captions=table.captions,
+            blocks=tuple(blocks),
+            layout=Layout(*places),
+            chosen_P=chosen_P,
+            rejected_P=rejected_P,
+            across_P=across_P if across_P.any() else None,
+            reference_clean_logps_NC=logps_NC[: int(clean.max()) + 1].clone(),
+            reference_chosen_P=cells[0],
+            reference_rejected_P=cells[1],
         )
+
+    def __len__(self) -> int:
+        return len(self.chosen_P)
+
+    def inputs(self, numbers: Tensor) -> Tensor:
+        """What the policy takes, for some train rows; a copy."""
+        starts = [0, *accumulate(len(r) for r in self.rows)]
+        which = np.searchsorted(starts, numbers.numpy(), side="right") - 1
+        first = which[0]
+        if (which == first).all():
+            return self.rows[first].inputs(numbers - starts[first])
+        wanted = numbers.numpy()
+        found = [self.rows[s].inputs(wanted[which == s] - starts[s]) for s in np.unique(which)]
+        back = np.argsort(np.argsort(which, kind="stable"))
+        return torch.cat(found)[torch.from_numpy(back)]
 
 
 def epoch_batches(
@@ -50,18 +99,20 @@ def epoch_batches(
 
     Batches differ by at most one pair, so none is dropped and none is tiny.
     """
-    n, prepared = len(pairs.chosen_M), pairs.prepared
+    n = len(pairs)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
     for whole in order.tensor_split(math.ceil(n / batch_size)):
         mine = whole.tensor_split(world)[rank]
-        picture = mine // prepared.copies
-        inputs = torch.cat([prepared.clean.inputs(picture.tolist()), prepared.attacked.inputs(mine.tolist())])
+        inputs = torch.cat([pairs.inputs(block[mine]) for block in pairs.blocks])
+        clean = pairs.blocks[pairs.layout.clean][mine]
         yield Batch(
             inputs=inputs.to(device),
-            chosen=pairs.chosen_M[mine].to(device),
-            rejected=pairs.rejected_M[mine].to(device),
-            reference_clean_logps=pairs.reference_clean_logps_NC[picture].to(device),
-            reference_chosen_logps=pairs.reference_chosen_logps_M[mine].to(device),
-            reference_rejected_logps=pairs.reference_rejected_logps_M[mine].to(device),
+            layout=pairs.layout,
+            chosen=pairs.chosen_P[mine].to(device),
+            rejected=pairs.rejected_P[mine].to(device),
+            across=None if pairs.across_P is None else pairs.across_P[mine].to(device),
+            reference_clean_logps=pairs.reference_clean_logps_NC[clean].to(device),
+            reference_chosen_logps=pairs.reference_chosen_P[mine].to(device),
+            reference_rejected_logps=pairs.reference_rejected_P[mine].to(device),
             share=len(mine) / len(whole),
         )

@@ -62,15 +62,15 @@ def fit(
     rank, world = rank_and_world()
     policy.to(device).eval()  # batch norm keeps the pretrained statistics
     reference = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
-    pairs = Pairs.of(prepared, frozen)
-    steps_per_epoch = math.ceil(len(prepared.attacked) / config.batch_size)
+    pairs = Pairs.of(prepared, frozen, settings.pairs)
+    steps_per_epoch = math.ceil(len(pairs) / config.batch_size)
     total_steps = steps_per_epoch * settings.epochs
-    if len(prepared.attacked) // steps_per_epoch < world:
+    if len(pairs) // steps_per_epoch < world:
         raise ConfigError(
-            f"{len(prepared.attacked)} pairs in batches of {config.batch_size} leave one of {world} workers "
+            f"{len(pairs)} pairs in batches of {config.batch_size} leave one of {world} workers "
             "without a pair; raise train.batch_size or lower workers"
         )
-    step_of = Step(policy, frozen, settings, config, prepared.seen, device)
+    step_of = Step(policy, frozen, settings, config, pairs.captions, device)
     average = BetaAverage(reference, total_steps, config.average_beta)
 
     def measure(sets: Sequence[EvalData], variants: Mapping[str, Weights]) -> list[Counts]:

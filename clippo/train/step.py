@@ -1,6 +1,6 @@
 """One step: from a batch of pairs to the loss, and from there to new weights.
 
-B pairs of the batch, C classes that tuning tells apart, D embedding
+B pairs of the batch, C captions that tuning tells apart, D embedding
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class TrialSettings:
     Attributes:
         beta: preference temperature; None for a loss that has none.
         orthogonality: weight of the penalty on a trained transform; None for a tower.
+        pairs: kind of the task's preference pairs; '': its first.
     """
 
     loss: str
@@ -38,6 +39,7 @@ class TrialSettings:
     epochs: int
     seed: int
     orthogonality: float | None = None
+    pairs: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,37 @@ class Frozen:
     logit_scale: float
 
 
+class Layout(NamedTuple):
+    """Which block of a batch's pictures is on the clean side, and which in the two cells of the pairs."""
+
+    clean: int
+    chosen: int
+    rejected: int
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return max(self) + 1
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Pairs, each a clean picture and its attacked twin, as the policy takes them.
+    """Pairs as the policy takes them: cells of the table of pictures by captions.
 
     Attributes:
-        inputs: clean pictures first, then the attacked ones: (2 B, ...).
-        chosen, rejected: columns of the true and the written class, int64 (B,).
+        inputs: blocks of B pictures each, one after the other: (blocks B, ...).
+        chosen, rejected: columns of the captions, int64 (B,).
+        across: which pairs compare two pictures, bool (B,); None: none does.
         reference_clean_logps: the reference's log-probabilities on the clean pictures, float32 (B, C).
-        reference_chosen_logps, reference_rejected_logps: its own on the attacked ones, float32 (B,).
+        reference_chosen_logps, reference_rejected_logps: its own in the two cells, float32 (B,).
         share: this rank's share of the pairs of the global batch, in (0, 1].
     """
 
     inputs: Tensor
+    layout: Layout
     chosen: Tensor
     rejected: Tensor
+    across: Tensor | None
     reference_clean_logps: Tensor
     reference_chosen_logps: Tensor
     reference_rejected_logps: Tensor
@@ -71,23 +89,25 @@ class Batch:
     def split(self, size: int) -> list[Batch]:
         """The same pairs in parts of at most ``size``; their shares add up to this one's.
 
-        >>> pairs = torch.arange(3)
-        >>> parts = Batch(torch.arange(6), pairs, pairs, pairs, pairs, pairs, 1.0).split(2)
+        >>> some = torch.arange(3)
+        >>> parts = Batch(torch.arange(6), Layout(0, 1, 1), some, some, None, some, some, some, 1.0).split(2)
         >>> [(p.inputs.tolist(), round(p.share, 3)) for p in parts]
         [([0, 1, 3, 4], 0.667), ([2, 5], 0.333)]
         """
         if not size or size >= len(self.chosen):
             return [self]
-        clean, attacked = self.inputs.chunk(2)
+        blocks = self.inputs.chunk(self.layout.blocks)
         parts = []
         for start in range(0, len(self.chosen), size):
             some = slice(start, start + size)
             chosen = self.chosen[some]
             parts.append(
                 Batch(
-                    inputs=torch.cat([clean[some], attacked[some]]),
+                    inputs=torch.cat([block[some] for block in blocks]),
+                    layout=self.layout,
                     chosen=chosen,
                     rejected=self.rejected[some],
+                    across=None if self.across is None else self.across[some],
                     reference_clean_logps=self.reference_clean_logps[some],
                     reference_chosen_logps=self.reference_chosen_logps[some],
                     reference_rejected_logps=self.reference_rejected_logps[some],
@@ -120,25 +140,33 @@ def preference_step(
     image_BD: Tensor, text_CD: Tensor, batch: Batch, logit_scale: float, *,
     loss: str, beta: float, kl_weight: float, kl_baseline: Tensor | None = None, **loss_settings: float,
 ) -> StepLoss:  # fmt: skip
-    """preference loss on the attacked pictures + kl_weight * KL(reference || policy) on the clean ones.
+    """preference loss in the cells of the pairs + kl_weight * KL(reference || policy) on the clean pictures.
 
     Afzali et al., arXiv 2411.08923, equation 8.
 
     Args:
-        image_BD: the policy's embeddings of ``batch.inputs``, unit length, float32 (2 B, D). Call this
+        image_BD: the policy's embeddings of ``batch.inputs``, unit length, float32 (blocks B, D). Call this
             outside of autocast: a margin is a small difference of large numbers, bfloat16 has three digits.
         text_CD: its embeddings of the prompts, unit length, float32.
         kl_baseline: KTO's, the detached KL of the whole global batch, where ``batch`` is only a part of this
             rank's; None: that of this batch, averaged over the ranks.
     """
-    clean_BC, attacked_BC = class_logps(image_BD, text_CD, logit_scale).split(len(batch.chosen))
-    kl = kl_reference_to_policy(clean_BC, batch.reference_clean_logps)
+    layout = batch.layout
+    logits_BC = logit_scale * image_BD @ text_CD.T
+    blocks = F.log_softmax(logits_BC, dim=-1).chunk(layout.blocks)
+    kl = kl_reference_to_policy(blocks[layout.clean], batch.reference_clean_logps)
+    chosen = pick(blocks[layout.chosen], batch.chosen)
+    rejected = pick(blocks[layout.rejected], batch.rejected)
+    if batch.across is not None:
+        raw = logits_BC.chunk(layout.blocks)
+        chosen = torch.where(batch.across, pick(raw[layout.chosen], batch.chosen), chosen)
+        rejected = torch.where(batch.across, pick(raw[layout.rejected], batch.rejected), rejected)
     if kl_baseline is None:
         kl_baseline = sum_over_ranks(kl.detach() * batch.share)
     preference = preference_loss(
         loss,
-        pick(attacked_BC, batch.chosen),
-        pick(attacked_BC, batch.rejected),
+        chosen,
+        rejected,
         batch.reference_chosen_logps,
         batch.reference_rejected_logps,
         beta=beta,
@@ -152,12 +180,12 @@ class Step:
     """One optimizer step over a global batch: forward, loss, backward in micro-batches, update.
 
     Args:
-        seen: the classes that tuning tells apart.
+        captions: the classes that tuning tells apart.
     """
 
     def __init__(
         self, policy: Policy, frozen: Frozen, settings: TrialSettings, config: TrainConfig,
-        seen: Sequence[int], device: torch.device,
+        captions: Sequence[int], device: torch.device,
     ) -> None:  # fmt: skip
         self._policy, self._settings, self._config = policy, settings, config
         self._world = rank_and_world()[1]
@@ -173,7 +201,7 @@ class Step:
         self._optimizer = _optimizer(policy, settings, config)
         # float16 has few exponents: the loss is scaled up, and the gradients down again.
         self._scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.precision == "fp16")
-        self._text_CD, self._logit_scale = frozen.text_CD[list(seen)].to(device), frozen.logit_scale
+        self._text_CD, self._logit_scale = frozen.text_CD[list(captions)].to(device), frozen.logit_scale
         self._loss_settings = {"label_smoothing": config.label_smoothing} if settings.loss == "dpo" else {}
 
     def __call__(self, batch: Batch, learning_rate: float) -> Tensor:
@@ -218,7 +246,8 @@ class Step:
         kl = torch.zeros((), device=self._text_CD.device)
         for part in parts if has_setting(self._settings.loss, "kl_baseline") else ():
             with self.cast():
-                image_BD, text_CD = self._policy(part.inputs[: len(part.chosen)], self._text_CD)
+                clean = part.inputs.chunk(part.layout.blocks)[part.layout.clean]
+                image_BD, text_CD = self._policy(clean, self._text_CD)
             clean_BC = class_logps(image_BD, text_CD, self._logit_scale)
             kl += kl_reference_to_policy(clean_BC, part.reference_clean_logps) * part.share
         return sum_over_ranks(kl)

@@ -44,7 +44,7 @@ def live(clip: ClipModel, trainable: str, pixels: PreparedSet, frozen: Frozen) -
     policy, reference = TowerPolicy(clip, trainable).eval(), load_clip("clippo-demo").model.eval()
     optimizer = torch.optim.AdamW(policy.trainable_weights().values(), lr=1.0, weight_decay=0.0)
     pairs, cpu = Pairs.of(pixels, frozen), torch.device("cpu")
-    prompts = [f"a photo of a {pixels.classes[c]}" for c in pixels.seen]
+    prompts = [f"a photo of a {pixels.classes[c]}" for c in pairs.captions]
     curve, step = [], 0
     for epoch in range(SETTINGS.epochs):
         losses = []
@@ -92,8 +92,8 @@ def test_cached_activations_train_as_pixels_do(
 def test_both_sets_hold_the_same_pictures(
     pixel_set: PreparedSet, small_set: PreparedSet, clip: ClipModel
 ) -> None:
-    for name in ("clean", "attacked"):
-        rows = getattr(pixel_set, name)
-        stored = TowerPolicy(clip, "last:2").eval().frozen(rows.inputs(range(len(rows))))
-        cached = getattr(small_set, name).inputs(range(len(rows)))
+    for name, data in pixel_set.train.items():
+        everything = range(len(data.rows))
+        stored = TowerPolicy(clip, "last:2").eval().frozen(data.rows.inputs(everything))
+        cached = small_set.train[name].rows.inputs(everything)
         torch.testing.assert_close(stored.float(), cached.float(), atol=0.02, rtol=0.02)

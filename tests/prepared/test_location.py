@@ -49,7 +49,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 folder = fetch(sys.argv[3], location)
 found = {str(p.relative_to(folder)): p.stat().st_ino for p in folder.rglob("*") if p.is_file()}
-assert len(open_prepared(folder).clean) == 12
+assert len(open_prepared(folder).train["train/clean"].rows) == 12
 print(json.dumps(found))
 """
 
@@ -78,7 +78,10 @@ def test_two_processes_of_a_node_fetch_a_set_once(
     assert mine == theirs  # whoever came second found the files of the first
     assert {name for name in mine if name.endswith(".arrow")} == {n for n in before if n.endswith(".arrow")}
     first, second = open_prepared(built.cache / digest), open_prepared(tmp_path / "node" / digest)
-    assert torch.equal(first.attacked.inputs(range(12)), second.attacked.inputs(range(12)))
+    assert torch.equal(
+        first.train["train/attacked"].rows.inputs(range(12)),
+        second.train["train/attacked"].rows.inputs(range(12)),
+    )
 
 
 def test_a_set_is_built_once_for_all_nodes_and_resumed_by_any(
@@ -119,7 +122,7 @@ def test_damaged_files_are_fetched_again_but_not_for_ever(
 
     os.truncate(kept, 1000)  # a disk that was full, found by the next process
     fetch(digest, node)
-    assert len(open_prepared(folder).clean) == 12
+    assert len(open_prepared(folder).train["train/clean"].rows) == 12
 
     key = f"{shared}/{digest}/{wrong.relative_to(folder)}"
     s3_env.filesystem().pipe_file(key, bytes(len(content)))

@@ -148,7 +148,7 @@ def test_lost_files_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     changed = {Path(p).relative_to(folder).parts[:2] for p, t in written(folder).items() if before[p] != t}
     assert changed == {("sets", "train"), ("shards", "train")}
     assert sum(before[p] != t for p, t in written(folder).items()) == 2 * 3  # two sets and a summary each
-    assert len(open_prepared(folder).clean) == 12
+    assert len(open_prepared(folder).train["train/clean"].rows) == 12
 
 
 def worker_processes() -> list[int]:
@@ -218,7 +218,7 @@ def test_what_is_stored_is_what_the_live_policy_takes(
     rows = [r for i in range(12) for r in task.rows(part, i, clip.pixels) if r.set_name == "train/attacked"]
     pixels = torch.from_numpy(np.stack([np.asarray(r.image) for r in rows]))
     some = [7, 0, 11, 7]
-    inputs, stored = prepared.attacked.inputs(some), policy.frozen(pixels)[some]
+    inputs, stored = prepared.train["train/attacked"].rows.inputs(some), policy.frozen(pixels)[some]
     assert inputs.dtype == stored.dtype
     with torch.no_grad():
         embedded = policy.embed(inputs)
@@ -227,10 +227,12 @@ def test_what_is_stored_is_what_the_live_policy_takes(
         assert torch.equal(inputs, stored)
     else:  # in batches of another size, sums are added up in another order
         torch.testing.assert_close(inputs.float(), stored.float(), atol=1e-6, rtol=0.008)
-    torch.testing.assert_close(embedded, prepared.attacked.reference[some], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        embedded, prepared.train["train/attacked"].rows.reference[some], atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(embedded, whole, atol=0.02, rtol=0)  # one bfloat16 rounding
-    assert prepared.attacked.labels.tolist() == [r.label for r in rows]
-    assert prepared.attacked.attack_labels.tolist() == [r.attack_label for r in rows]
+    assert prepared.train["train/attacked"].rows.labels.tolist() == [r.label for r in rows]
+    assert prepared.train["train/attacked"].rows.attack_labels.tolist() == [r.attack_label for r in rows]
     # What is read has the memory layout of what was stored, so that nobody has to turn it around.
     assert inputs.is_contiguous(memory_format=torch.channels_last) or trainable != "last:2"
 
@@ -238,15 +240,15 @@ def test_what_is_stored_is_what_the_live_policy_takes(
 def test_rows_of_any_order_come_from_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "SHARD", 3)
     prepared = open_prepared(prepared_in(tmp_path, model=ModelConfig(trainable="image")))
-    one_by_one = torch.cat([prepared.clean.inputs([i]) for i in range(12)])
+    one_by_one = torch.cat([prepared.train["train/clean"].rows.inputs([i]) for i in range(12)])
     assert len(torch.unique(one_by_one.flatten(1), dim=0)) == 12
     order = torch.randperm(12)
     for indices in (order, order.tolist(), order.numpy()):
-        assert torch.equal(prepared.clean.inputs(indices), one_by_one[order])
-    assert torch.equal(prepared.clean.inputs(range(1, 11)), one_by_one[1:11])
-    assert prepared.clean.inputs([]).shape == (0, 96, 96, 3)
+        assert torch.equal(prepared.train["train/clean"].rows.inputs(indices), one_by_one[order])
+    assert torch.equal(prepared.train["train/clean"].rows.inputs(range(1, 11)), one_by_one[1:11])
+    assert prepared.train["train/clean"].rows.inputs([]).shape == (0, 96, 96, 3)
     with pytest.raises(IndexError):
-        prepared.clean.inputs([12])
+        prepared.train["train/clean"].rows.inputs([12])
 
 
 def test_a_task_says_how_its_sets_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,9 +283,12 @@ def test_every_pair_comes_once_an_epoch(small_set: PreparedSet, frozen: Frozen, 
         for batches in zip(*ranks, strict=True):
             assert sum(b.share for b in batches) == pytest.approx(1)
         seen = torch.cat([b.reference_chosen_logps for batches in ranks for b in batches])
-        assert torch.equal(seen.sort().values, pairs.reference_chosen_logps_M.sort().values)
+        assert torch.equal(seen.sort().values, pairs.reference_chosen_P.sort().values)
         clean, attacked = zip(*(b.inputs.chunk(2) for batches in ranks for b in batches), strict=True)
-        for found, rows in ((clean, small_set.clean), (attacked, small_set.attacked)):
+        for found, rows in (
+            (clean, small_set.train["train/clean"].rows),
+            (attacked, small_set.train["train/attacked"].rows),
+        ):
             read, stored = bytes_of(torch.cat(found)), bytes_of(rows.inputs(range(len(rows))))
             assert sorted(read) == sorted(stored)
             assert len(set(read)) == len(read) == 160
@@ -294,7 +299,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     data = DataConfig(source=f"folder:{root}", train_pictures=20, eval_pictures=6)
     prepared = open_prepared(prepared_in(tmp_path / "cache", data))
     assert prepared.classes == tuple(f"class {c}" for c in range(6))
-    assert len(prepared.clean) == 20
+    assert len(prepared.train["train/clean"].rows) == 20
     assert {e.name for e in prepared.evaluation} >= {"validation/clean/seen", "test/nonsense/held_out"}
 
 
@@ -326,7 +331,11 @@ def test_broken_pictures_are_left_out_and_many_refused(
     assert key == train[0]
     assert "no picture" in reason
     assert [e["key"] for e in manifest_of(folder)["left_out"]] == [key]
-    assert len(prepared.clean) == len(prepared.attacked) == len(train) - 1
+    assert (
+        len(prepared.train["train/clean"].rows)
+        == len(prepared.train["train/attacked"].rows)
+        == len(train) - 1
+    )
 
     broken = [root / key for key in (train[1], train[2], train[-1])]
     wholes = [damage(path) for path in broken]
@@ -358,7 +367,7 @@ def test_more_broken_pictures_can_be_allowed_without_building_again(tmp_path: Pa
     before = written(folder)
     assert prepared_in(tmp_path / "cache", dataclasses.replace(data, max_unreadable=0.2)) == folder
     assert written(folder) == before
-    assert len(open_prepared(folder).clean) == 19
+    assert len(open_prepared(folder).train["train/clean"].rows) == 19
     with pytest.raises(DataError, match="max_unreadable"):  # also when the set is there already
         prepared_in(tmp_path / "cache", data)
 
@@ -399,7 +408,8 @@ others, many = dataclasses.replace(few, split_seed=1), dataclasses.replace(few, 
 for data in (few, others, many, broken):  # with the first, all that is loaded once is loaded
     name = prepare("typographic", data, ModelConfig(trainable="image"), location)
     prepared = open_prepared(location.cache / name)
-    assert len(prepared.attacked) == data.attacked_copies * len(prepared.clean)
+    clean, attacked = (len(prepared.train[f"train/{kind}"].rows) for kind in ("clean", "attacked"))
+    assert attacked == data.attacked_copies * clean
     print(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -437,7 +447,7 @@ def test_memory_grows_neither_with_the_pictures_nor_with_what_is_broken(tmp_path
     words = ("truncated", "empty", "no picture", "100,000,000 pixels")
     assert all(word in reason for word, reason in zip(words, reasons.values(), strict=True)), reasons
     prepared = open_prepared(cache / names[-1])
-    rows = {"train/clean": prepared.clean} | {e.name: e.rows for e in prepared.evaluation}
+    rows = {"train/clean": prepared.train["train/clean"].rows} | {e.name: e.rows for e in prepared.evaluation}
     for name, part in parts.items():
         one_less = len(part.pictures) - (name != "validation/held_out")
         assert {len(rows[s]) for s in part.sets if s in rows} == {one_less}, name

@@ -209,12 +209,13 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(
 ) -> None:
     cpu = torch.device("cpu")
     settings = dataclasses.replace(SETTINGS, loss=loss, beta=2.0)
-    batch = next(epoch_batches(Pairs.of(small_set, frozen), 16, 0, 0, 0, 1, cpu))
+    pairs = Pairs.of(small_set, frozen)
+    batch = next(epoch_batches(pairs, 16, 0, 0, 0, 1, cpu))
     found = {}
     for size in (0, 3):
         policy = moved_policy(clip)
         config = dataclasses.replace(CONFIG, micro_batch=size)
-        step = Step(policy, frozen, settings, config, small_set.seen, cpu)
+        step = Step(policy, frozen, settings, config, pairs.captions, cpu)
         assert step(batch, 0.0)[2] > 0.1, "the KL counts"
         found[size] = gradients(policy, step, batch)
     whole, parts = (torch.cat([g.flatten() for g in found[size].values()]) for size in (0, 3))

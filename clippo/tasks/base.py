@@ -1,0 +1,182 @@
+"""What a task is: all that differs between tasks, and nothing that does not.
+
+A task names classes (whatever a caption is made of), lends pictures, says which of them make preference pairs
+and how the others are judged. Preparing, training, searching, the front and the report ask it and know no
+task by name; docs/TASKS.md shows how one is added.
+
+P pairs, C captions, N rows of a set
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clippo.config import DataConfig
+
+Resize = Callable[[Image.Image], Image.Image]
+"""Resizes and crops a picture to what the model takes; whatever a task draws is drawn on the result."""
+
+Indices = NDArray[np.int64]
+
+
+class Picture(Protocol):
+    """A picture that is read when it is asked for.
+
+    Attributes:
+        key: names it, stable over machines.
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def load(self) -> Callable[[], Image.Image]:
+        """The picture as upright RGB; DataError when it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures that are prepared together; each gives rows of several sets.
+
+    Attributes:
+        candidates: the classes that the model tells apart in these sets.
+        sets: names of the sets: ``train/...``, or ``validation/...`` and ``test/...``.
+        pairwise: a picture is judged between its own label and its attack label alone.
+        copies: rows that a picture gives of the last set; of the others it gives one.
+    """
+
+    name: str
+    pictures: Sequence[Any]  # of `Picture`, and of whatever else the task's own rows need
+    candidates: tuple[int, ...]
+    sets: tuple[str, ...]
+    pairwise: bool = False
+    copies: int = 1
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all of its sets, if every picture can be read."""
+        return len(self.pictures) * (len(self.sets) - 1 + self.copies)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture of a set as the model takes it.
+
+    Attributes:
+        attack_label: the class that is written on it, or -1; in a clean pairwise set, the class that it is
+            judged against.
+    """
+
+    set_name: str
+    image: Image.Image
+    label: int
+    attack_label: int = -1
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """What is known of the rows of one train set, in their order.
+
+    Attributes:
+        first: the number of its first row, where the rows of all train sets are counted through.
+    """
+
+    first: int
+    labels_N: Indices
+    attack_labels_N: Indices
+    candidates: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def numbers(self) -> Indices:
+        """The numbers of its rows, (N,)."""
+        return self.first + np.arange(len(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTable:
+    """Preference pairs: two cells each, a chosen and a rejected one, of the table of pictures by captions.
+
+    A pair of one picture compares captions by their log-probability over all ``captions``. A pair of two
+    pictures compares these by their scaled cosine, as a ranking does; what it would be normalised by, the sum
+    over pictures, is the same for both.
+
+    Attributes:
+        captions: the classes that are told apart, C; the KL term is over them, too.
+        picture_w, picture_l: numbers of train rows, (P,).
+        caption_w, caption_l: columns of ``captions``, (P,).
+        clean: of each pair the train row on which the policy is to stay near the reference, (P,).
+    """
+
+    captions: tuple[int, ...]
+    picture_w: Indices
+    caption_w: Indices
+    picture_l: Indices
+    caption_l: Indices
+    clean: Indices
+
+
+class Task(Protocol):
+    """One task, opened with a data configuration."""
+
+    pair_kinds: ClassVar[tuple[str, ...]]
+    """Kinds of pairs that a trial may be tuned with; the first unless the search says otherwise."""
+
+    def __init__(self, config: DataConfig) -> None: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What captions are made of; labels and candidates are indices of it."""
+        ...
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompt of each class; empty: the model's."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the pictures change."""
+        ...
+
+    @property
+    def files(self) -> Sequence[str]:
+        """Files whose content decides what the rows look like, such as fonts."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """Everything that a sweep prepares, by name; the sets of ``train`` make the pairs."""
+        ...
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of an epoch, of the kind that has most."""
+        ...
+
+    def rows(self, part: Part, index: int, resize: Resize) -> Iterator[Row]:
+        """The rows that one picture of a part gives.
+
+        Raises:
+            DataError: the picture cannot be read; then it gives none.
+        """
+        ...
+
+    @staticmethod
+    def pairs(kind: str, train: Mapping[str, TrainRows]) -> PairTable:
+        """The preference pairs of a kind, from the rows of the train sets that could be prepared."""
+        ...
+
+    @staticmethod
+    def needs(config: DataConfig) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What must be there, and a check of it that raises a ClippoError."""
+        ...
