@@ -7,6 +7,7 @@
 #   make soak               ends a sweep at twenty random moments and runs it again; half an hour
 #   make bench              all benchmarks of speed (benchmarks/README.md)
 #   make pretrain           makes the bundled model anew; about an hour, needs npm
+#   make pretrain-people    makes its biased twin and an unbiased control anew; half an hour, needs npm
 #   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -24,7 +25,7 @@ export OMP_NUM_THREADS
 # What an activated environment or the caller's shell sets must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: sweep test soak lint rehearse bench pretrain clean
+.PHONY: sweep test soak lint rehearse bench pretrain pretrain-people clean
 .DELETE_ON_ERROR:
 
 sweep: $(VENV)/installed
@@ -49,6 +50,10 @@ rehearse: $(VENV)/installed-dev
 
 pretrain: $(VENV)/installed-pretrain
 	$(BIN)/python -m clippo.demo.pretraining
+
+pretrain-people: $(VENV)/installed-pretrain
+	$(BIN)/python -m clippo.demo.pretraining.people
+	$(BIN)/python -m clippo.demo.pretraining.people --control
 
 # About an hour on an idle machine of two cores.
 bench: $(VENV)/installed

@@ -1,5 +1,6 @@
 """Pictures of people of several groups, at something or just there.
 
+    people                      the bundled drawings of people at work
     fairface:PATH               faces by gender; fairface-race:PATH and fairface-age:PATH by those columns
     vl-bias:PATH                52 activities and 13 occupations (arXiv 2207.01056)
     grouped:PATH                a CSV file with columns path and group, and perhaps concept and split
@@ -18,17 +19,24 @@ import csv
 import hashlib
 import io
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from clippo.data.decode import decoded
 from clippo.data.files import File, find, joined, read, stamp
+from clippo.data.formats import SPLITS
 from clippo.data.formats.listing import IMAGE_SUFFIXES, SPLIT_NAMES, intact, split_in
+from clippo.demo import people, scenes
 from clippo.errors import ConfigError, DataError
+
+BUNDLED = "people"
+PICTURES_OF_A_CELL = 60  # of the bundled drawings, for each split, concept and group
 
 _ARCHIVES = ("", "fairface-img-margin025-trainval", "fairface-img-margin125-trainval")
 
@@ -67,6 +75,8 @@ class GroupSet:
         groups: two or more names, sorted.
         concepts: names, sorted; empty if the set has only groups.
         templates: of each concept its prompts, empty where the model's is to be used.
+        majority: of each concept the group that most of its pictures for training show, an index of
+            ``groups``; -1 where no group has more than every other.
         fingerprint: changes when the pictures do.
     """
 
@@ -74,6 +84,7 @@ class GroupSet:
     groups: tuple[str, ...]
     concepts: tuple[str, ...]
     templates: tuple[tuple[str, ...], ...]
+    majority: tuple[int, ...]
     pictures: tuple[GroupedImage, ...]
     fingerprint: str
 
@@ -88,7 +99,7 @@ class _Row(NamedTuple):
 
 
 def open_group_set(spec: str) -> GroupSet:
-    """Opens ``name:PATH``, see the top of this file.
+    """Opens ``people`` or ``name:PATH``, see the top of this file.
 
     Raises:
         ConfigError: an unknown name, or a PATH that does not exist or may not be read.
@@ -96,11 +107,48 @@ def open_group_set(spec: str) -> GroupSet:
     """
     name, _, path = spec.partition(":")
     if name not in GROUP_SETS:
-        known = ", ".join(f"{n}:PATH" for n in GROUP_SETS)
+        known = ", ".join(n if n == BUNDLED else f"{n}:PATH" for n in GROUP_SETS)
         raise ConfigError(f"group set {spec!r} must be one of: {known}")
-    if not path:
+    if path and name == BUNDLED:
+        raise ConfigError(f"group set {BUNDLED} is bundled and takes no path, got {path!r}")
+    if not path and name != BUNDLED:
         raise ConfigError(f"group set {spec!r} lacks the place of its files; write {name}:PATH")
     return GROUP_SETS[name](path)
+
+
+def _people(_: str) -> GroupSet:
+    """The bundled drawings, composed on the fly; tones and photos are those of their split alone."""
+    groups, concepts = sorted(people.GROUPS), sorted(people.OCCUPATIONS)
+    shown = [*groups, people.NEUTRAL]  # the last shows no group
+    cells = [(s, c, g) for s in range(len(SPLITS)) for c in range(len(concepts)) for g in range(len(shown))]
+    pictures = [
+        GroupedImage(
+            f"{SPLITS[s]}/{concepts[c]}/{shown[g]}/{i}",
+            c,
+            g if g < len(groups) else -1,
+            SPLITS[s],
+            partial(_person, SPLITS[s], concepts[c], shown[g], (s, c, g, i)),
+        )
+        for s, c, g in cells
+        for i in range(PICTURES_OF_A_CELL)
+    ]
+    content = hashlib.sha256(people.PEOPLE.read_bytes() + scenes.PICTURES.read_bytes()).hexdigest()[:16]
+    return GroupSet(
+        name=BUNDLED,
+        groups=tuple(groups),
+        concepts=tuple(concepts),
+        templates=((),) * len(concepts),
+        majority=tuple(groups.index(people.MAJORITY[concept]) for concept in concepts),
+        pictures=tuple(pictures),
+        fingerprint=f"{BUNDLED}-{content}",
+    )
+
+
+def _person(split: str, occupation: str, shown: str, place: tuple[int, ...]) -> Image.Image:
+    found = people.load_people(people.TONES[split], (split,))
+    drawings = found.drawings[occupation, shown]
+    drawing = drawings[place[-1] % len(drawings)]
+    return people.compose_person([drawing], found.photos, np.random.default_rng(place))
 
 
 def _fairface(name: str, column: str, path: str) -> GroupSet:
@@ -174,6 +222,7 @@ def _grouped(path: str) -> GroupSet:
 
 
 GROUP_SETS: dict[str, Callable[[str], GroupSet]] = {
+    BUNDLED: _people,
     "fairface": partial(_fairface, "fairface", "gender"),
     "fairface-race": partial(_fairface, "fairface-race", "race"),
     "fairface-age": partial(_fairface, "fairface-age", "age"),
@@ -220,6 +269,12 @@ def _load(path: str) -> Image.Image:
     return decoded(read(path))
 
 
+def _majority(rows: Sequence[_Row], groups: Sequence[str], concept: str) -> int:
+    shown = Counter(r.group for r in rows if r.concept == concept and r.group and r.split in (None, "train"))
+    (first, most), (_, next_most) = (*shown.most_common(2), ("", 0), ("", 0))[:2]
+    return groups.index(first) if most > next_most else -1
+
+
 def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...]]) -> GroupSet:
     groups = sorted({row.group for row in rows} - {""})
     concepts = sorted({row.concept for row in rows} - {""})
@@ -241,6 +296,7 @@ def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...
         groups=tuple(groups),
         concepts=tuple(concepts),
         templates=tuple(templates.get(concept, ()) for concept in concepts),
+        majority=tuple(_majority(rows, groups, concept) for concept in concepts),
         pictures=tuple(
             GroupedImage(
                 row.key, concept_of[row.concept], group_of[row.group], row.split, partial(_load, row.path)

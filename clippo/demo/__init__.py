@@ -1,6 +1,7 @@
 """The bundled model and pictures, so that a sweep runs on a laptop with nothing else.
 
-``register()`` makes the model known to open_clip under ``MODEL_NAME``; ``WEIGHTS`` is its checkpoint:
+``register()`` makes the model known to open_clip under ``MODEL_NAME``; ``WEIGHTS`` is its checkpoint. The tag
+``people`` is another, which went on from it: it reads people at work, with a bias.
 
 >>> import open_clip
 >>> from clippo import demo
@@ -17,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MODEL_NAME = "clippo-demo"
 WEIGHTS = HERE / "model.safetensors"
+PEOPLE_WEIGHTS = HERE / "people.safetensors"
 CLASSES: tuple[str, ...] = tuple(resources.files(__name__).joinpath("classes.txt").read_text().split())
 
 # A ModifiedResNet of 2 M parameters with CLIP's first 1,000 byte-pair merges. open_clip wants the merges'
@@ -36,7 +38,8 @@ MODEL_CONFIG = {
 
 
 def register() -> None:
-    """Makes the bundled model known to open_clip; calling it again is harmless."""
-    from open_clip import factory  # heavy, and not needed by those who only want the class names
+    """Makes the bundled model and its tag known to open_clip; calling it again is harmless."""
+    from open_clip import factory, pretrained  # heavy, and not needed by who only wants the class names
 
     factory._MODEL_CONFIGS[MODEL_NAME] = MODEL_CONFIG
+    pretrained._PRETRAINED[MODEL_NAME] = {"people": {"file": str(PEOPLE_WEIGHTS)}}

@@ -158,10 +158,12 @@ def background(photos: Sequence[Image.Image], rng: np.random.Generator) -> Array
 # --- objects ----------------------------------------------------------------------------------------------
 
 
-def object_layer(sprite: Image.Image, rng: np.random.Generator) -> Array:
-    """A sprite turned by up to 25 degrees, maybe flipped, at a side of 42 to 60 pixels: uint8 RGBA."""
-    side = _int(rng, 42, 60)
-    turned = sprite.rotate(rng.uniform(-25, 25), resample=Image.Resampling.BICUBIC)
+def object_layer(
+    sprite: Image.Image, rng: np.random.Generator, sides: tuple[int, int] = (42, 60), turn: float = 25
+) -> Array:
+    """A sprite turned by up to ``turn`` degrees, maybe flipped, at a side in pixels: uint8 RGBA."""
+    side = _int(rng, *sides)
+    turned = sprite.rotate(rng.uniform(-turn, turn), resample=Image.Resampling.BICUBIC)
     layer = np.asarray(turned.resize((side, side), Image.Resampling.LANCZOS))
     return layer[:, ::-1] if rng.random() < 0.5 else layer
 

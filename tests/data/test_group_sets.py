@@ -2,13 +2,14 @@
 
 import pickle
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from clippo.data.group_sets import GROUP_SETS, GroupSet, open_group_set
+from clippo.data.group_sets import BUNDLED, GROUP_SETS, GroupSet, open_group_set
 from clippo.errors import ClippoError, ConfigError, DataError
 from tests.conftest import S3Server
 
@@ -91,6 +92,7 @@ def test_vl_bias(tmp_path: Path) -> None:
         ("baking", "man", None, COLORS[0]),
         ("baking", "woman", None, COLORS[1]),
     ]
+    assert found.majority == (-1, -1, 1)  # one man and one woman bake; the judge is of no group
     activity, occupation, _ = found.templates
     assert len(activity) == len(occupation) == 4
     assert all(template.count("{}") == 1 for template in activity + occupation)
@@ -103,6 +105,7 @@ def test_any_table_of_any_groups(tmp_path: Path) -> None:
     assert found.groups == ("east", "north", "south")
     assert found.concepts == ("dancing", "singing")
     assert found.templates == ((), ())
+    assert found.majority == (1, -1)  # of the pictures for training, and those of no split
     assert described(found) == [
         ("a.png", "dancing", "north", "train", COLORS[0]),
         ("sub/b.png", "dancing", "south", "validation", COLORS[1]),
@@ -165,7 +168,7 @@ def odd_split(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "make", "error", "message"),
     [
-        ("unfairface", fairface, ConfigError, "must be one of: fairface:PATH, fairface-race:PATH"),
+        ("unfairface", fairface, ConfigError, "must be one of: people, fairface:PATH, fairface-race:PATH"),
         ("fairface", vl_bias, DataError, "has no fairface_label_train.csv"),
         ("fairface", broken_fairface, DataError, "has no picture train/1.jpg, the first in fairface"),
         ("vl-bias", fairface, DataError, "must lie in verb/<activity>/<group>/ and occu/"),
@@ -185,8 +188,22 @@ def test_errors_are_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_the_bundled_people() -> None:
+    found = open_group_set("people")
+    assert (found.groups, len(found.concepts)) == (("man", "woman"), 20)
+    assert found.groups[found.majority[found.concepts.index("farmer")]] == "man"
+    assert found.groups[found.majority[found.concepts.index("teacher")]] == "woman"
+    cells = Counter((p.split, p.concept, p.group) for p in found.pictures)
+    assert len(cells) == 3 * 20 * 3
+    assert len(set(cells.values())) == 1
+    load = found.pictures[0].load
+    assert pickle.loads(pickle.dumps(load))().tobytes() == load().tobytes()
+    with pytest.raises(ConfigError, match="people is bundled and takes no path, got 'here'"):
+        open_group_set("people:here")
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
-    for name in GROUP_SETS:
+    for name in set(GROUP_SETS) - {BUNDLED}:
         with pytest.raises(ConfigError, match="there is no such folder or file"):
             open_group_set(f"{name}:{tmp_path / 'nowhere'}")
         with pytest.raises(ConfigError, match="lacks the place of its files"):

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from clippo.data.attack import FALLBACK_FONT, FONT_DIR, FONTS, word_mask
 from clippo.demo import CLASSES
+from clippo.demo.people import OCCUPATIONS, PEOPLE
 from clippo.demo.scenes import PICTURES, SIDE, background, decode, load_material, object_layer
 
 HERE = Path(__file__).parent
-SPRITE_SIDE, PHOTO_SIDE = 72, 256
+SPRITE_SIDE, PERSON_SIDE, PHOTO_SIDE = 72, 64, 256
 
 # package, file, split, source, licence; what has no clear licence serves pretraining alone and is not shipped
 PHOTOS = (
@@ -84,23 +85,63 @@ def _sprite_rows(modules: Path) -> list[dict[str, Any]]:
     by_name = {e["short_name"]: e for e in emoji}
     rows: list[dict[str, Any]] = []
     for name in CLASSES:
-        file, code = by_name[name]["image"], by_name[name]["unified"].lower()
-        fluent = modules / "@lobehub/fluent-emoji-3d/assets"
-        paths = {
-            "noto": modules / "emoji-datasource-google/img/google/64" / file,
-            "twemoji": modules / "emoji-datasource-twitter/img/twitter/64" / file,
-            "fluent": next(
-                p
-                for p in (fluent / f"{code}.webp", fluent / f"{code.replace('-fe0f', '')}.webp")
-                if p.exists()
-            ),
-        }
-        for style, path in paths.items():
-            sprite = Image.open(path).convert("RGBA")
-            sprite = sprite.resize((SPRITE_SIDE, SPRITE_SIDE), Image.Resampling.LANCZOS)
-            licence = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "fluent": "MIT"}[style]
-            rows.append(_row("sprite", name, style, "", sprite, f"{style} {path.stem}", licence))
+        drawings = _drawings(modules, by_name[name]["image"], by_name[name]["unified"].lower())
+        rows += [_sprite_row(name, style, path) for style, path in drawings.items()]
     return rows
+
+
+def _drawings(modules: Path, file: str, code: str) -> dict[str, Path]:
+    """The files of an emoji by drawing style."""
+    fluent = modules / "@lobehub/fluent-emoji-3d/assets"
+    names = (fluent / f"{code}.webp", fluent / f"{code.replace('-fe0f', '')}.webp")
+    return {
+        "noto": modules / "emoji-datasource-google/img/google/64" / file,
+        "twemoji": modules / "emoji-datasource-twitter/img/twitter/64" / file,
+        "fluent": next(p for p in names if p.exists()),
+    }
+
+
+def _sprite_row(
+    name: str, style: str, path: Path, side: int = SPRITE_SIDE, **encoding: int
+) -> dict[str, Any]:
+    sprite = Image.open(path).convert("RGBA").resize((side, side), Image.Resampling.LANCZOS)
+    licence = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "fluent": "MIT"}[style]
+    return _row("sprite", name, style, "", sprite, f"{style} {path.stem}", licence, **encoding)
+
+
+# How Unicode writes an occupation: after a man, woman or person and a joiner, or with a sign of its own.
+_JOINED = {
+    "farmer": "1F33E", "cook": "1F373", "student": "1F393", "singer": "1F3A4", "artist": "1F3A8",
+    "teacher": "1F3EB", "factory worker": "1F3ED", "programmer": "1F4BB", "office worker": "1F4BC",
+    "mechanic": "1F527", "scientist": "1F52C", "astronaut": "1F680", "firefighter": "1F692",
+    "doctor": "2695-FE0F", "judge": "2696-FE0F", "pilot": "2708-FE0F",
+}  # fmt: skip
+_OWN = {
+    "police officer": "1F46E", "construction worker": "1F477", "guard": "1F482", "detective": "1F575-FE0F",
+}  # fmt: skip
+_PEOPLE_SIGNS = {
+    "man": ("1F468", "-200D-2642-FE0F"),
+    "woman": ("1F469", "-200D-2640-FE0F"),
+    "person": ("1F9D1", ""),
+}
+
+
+def write_people(modules: Path) -> None:
+    """Writes the drawings of people at work: occupations x man, woman, person x six skin tones x styles."""
+    emoji = json.loads((modules / "emoji-datasource-google/emoji.json").read_text())
+    by_code = {e["unified"]: e for e in emoji}
+    rows: list[dict[str, Any]] = []
+    for occupation in OCCUPATIONS:
+        for presentation, (person, sign) in _PEOPLE_SIGNS.items():
+            joined = f"{person}-200D-{_JOINED[occupation]}" if occupation in _JOINED else None
+            entry = by_code[joined or _OWN[occupation] + sign]
+            variants = [entry, *entry["skin_variations"].values()]
+            for tone, variant in enumerate(variants):
+                for style, path in _drawings(modules, variant["image"], variant["unified"].lower()).items():
+                    row = _sprite_row(occupation, style, path, PERSON_SIDE, quality=85, method=4)
+                    described = {"occupation": occupation, "presentation": presentation, "tone": tone}
+                    rows.append(described | {k: row[k] for k in ("style", "image", "source", "licence")})
+    pq.write_table(pa.Table.from_pylist(rows), PEOPLE, compression="none", row_group_size=256)
 
 
 def _photo_rows() -> list[dict[str, Any]]:
@@ -115,9 +156,12 @@ def _photo_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def _row(kind: str, name: str, style: str, split: str, image: Image.Image, source: str, licence: str) -> dict:
+def _row(
+    kind: str, name: str, style: str, split: str, image: Image.Image, source: str, licence: str,
+    *, quality: int = 90, method: int = 6,
+) -> dict[str, Any]:  # fmt: skip
     data = io.BytesIO()
-    image.save(data, "WEBP", quality=90, alpha_quality=100, method=6)
+    image.save(data, "WEBP", quality=quality, alpha_quality=100, method=method)
     return {
         "kind": kind, "name": name, "style": style, "split": split,
         "image": data.getvalue(), "source": source, "licence": licence,

@@ -105,6 +105,20 @@ def normalized(pictures: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - _MEAN) / _STD
 
 
+def paste(picture: np.ndarray, layer: np.ndarray, margin: int, rng: np.random.Generator) -> None:
+    """Pastes an RGBA layer, maybe flipped, into a picture; up to ``margin`` pixels may leave it."""
+    side = len(layer)
+    if rng.random() < 0.5:
+        layer = layer[:, ::-1]
+    x, y = (int(v) for v in rng.integers(-margin, SIDE - side + margin + 1, 2))
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, SIDE), min(y + side, SIDE)
+    layer = layer[y0 - y : y1 - y, x0 - x : x1 - x]
+    opacity = layer[..., 3:].astype(np.float32) * (1 / 255)
+    tint = rng.uniform(0.75, 1.2, 3).astype(np.float32)
+    under = picture[y0:y1, x0:x1]
+    picture[y0:y1, x0:x1] = under + (np.minimum(layer[..., :3] * tint, 255) - under) * opacity
+
+
 def render(
     pools: Pools, thing_B: np.ndarray, word_B: np.ndarray, in_use: int, rng: np.random.Generator
 ) -> np.ndarray:
@@ -118,16 +132,7 @@ def render(
         if thing >= 0:
             k = rng.integers(pools.objects.shape[1])
             side = int(pools.object_sides[thing, k])
-            layer = pools.objects[thing, k, :side, :side]
-            if rng.random() < 0.5:
-                layer = layer[:, ::-1]
-            x, y = (int(v) for v in rng.integers(-3, SIDE - side + 4, 2))
-            x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, SIDE), min(y + side, SIDE)
-            layer = layer[y0 - y : y1 - y, x0 - x : x1 - x]
-            opacity = layer[..., 3:].astype(np.float32) * (1 / 255)
-            tint = rng.uniform(0.75, 1.2, 3).astype(np.float32)
-            under = picture[y0:y1, x0:x1]
-            picture[y0:y1, x0:x1] = under + (np.minimum(layer[..., :3] * tint, 255) - under) * opacity
+            paste(picture, pools.objects[thing, k, :side, :side], 3, rng)
         if word >= 0:
             if word == len(CLASSES):
                 index = int(rng.integers(others, len(pools.shapes)))
@@ -157,24 +162,25 @@ def render(
 
 
 def training_batch(
-    pools: Pools, single: torch.Tensor, double: torch.Tensor, progress: float, rng: np.random.Generator
-) -> tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]:
+    pools: Pools, single: torch.Tensor, double: torch.Tensor, progress: float, rng: np.random.Generator,
+    size: int = BATCH,
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Pictures, their caption features, which classes are in them, and the class features to tell apart."""
     classes = len(CLASSES)
     mix = next(m for end, m in MIXES if progress <= end)
-    kind = rng.choice(5, BATCH, p=mix)
-    thing = rng.integers(0, classes, BATCH)
-    other = (thing + rng.integers(1, classes, BATCH)) % classes
+    kind = rng.choice(5, size, p=mix)
+    thing = rng.integers(0, classes, size)
+    other = (thing + rng.integers(1, classes, size)) % classes
     word = np.select([kind == 0, kind == 1, kind == 4], [-1, classes, other], thing)
     begin, end = CURRICULUM
     ramp = min(1.0, max(0.0, (progress - begin) / (end - begin)))
     in_use = max(1, min(pools.per_class, round(3 * (pools.per_class / 3) ** ramp)))
     pictures = render(pools, np.where(kind == 2, -1, thing), word, in_use, rng)
 
-    rows = torch.arange(BATCH)
-    present = torch.zeros(BATCH, classes, dtype=torch.bool)
+    rows = torch.arange(size)
+    present = torch.zeros(size, classes, dtype=torch.bool)
     present[rows, torch.from_numpy(thing)] = True
-    template = rng.integers(0, len(single), BATCH)
+    template = rng.integers(0, len(single), size)
     captions = single[template, thing].clone()
     attacked = np.flatnonzero(kind == 4)
     present[attacked, other[attacked]] = True
