@@ -17,6 +17,7 @@ from clippo.front.hypervolume import hypervolume
 from clippo.front.plot import GREY, INK, PAPER, key_of, losses_of, styled
 
 SLICE_SETTINGS = {"beta": "beta", "kl_weight": "KL weight", "learning_rate": "learning rate"}
+PROGRESS_COLUMNS = ("trial_id", "finished_at", "device_s")
 LABEL = 0.1  # of the axis: what a label takes
 SLICED = 500  # trials in a picture of one loss; more would lie on each other
 
@@ -27,7 +28,7 @@ def selected(front: Front) -> list[Point]:
 
 
 def progress_chart(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Hypervolume as the trials finished, against what they had cost."""
+    """Hypervolume as the trials finished, against what they had cost; rows of `PROGRESS_COLUMNS`."""
     steps = hypervolume_over_time(front, rows)
     timed = steps[-1]["hours"] > 0
     x = alt.X("hours:Q", title="device-hours") if timed else alt.X("trials:Q", title="trials finished")

@@ -187,9 +187,9 @@ def read_counts(
     if not ids or ids[0] != REFERENCE:
         raise _nothing_measured(sweep)
 
-    trial, _ = _coded(evals["trial_id"], ids)
-    variant, variants = _coded(evals["variant"])
-    which, sets = _coded(evals["eval_set"])
+    trial, _ = coded(evals["trial_id"], ids)
+    variant, variants = coded(evals["variant"])
+    which, sets = coded(evals["eval_set"])
     epoch, attempt = evals["epoch"].to_numpy(), evals["attempt"].to_numpy()
     # A trial may have ended since the trials were read.
     kept = (trial >= 0) & (attempt == np.array([attempts[i] for i in ids])[trial])
@@ -255,7 +255,7 @@ def _split(
     return SplitCounts(correct_PS=correct[:, columns], total_PS=total[:, columns], attacked=len(robustness))
 
 
-def _coded(column: pa.ChunkedArray, names: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
+def coded(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
     """A text column as numbers: which of ``names`` each entry is (-1: none), or of its own sorted texts."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()

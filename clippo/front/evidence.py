@@ -86,7 +86,7 @@ class Evidence:
         near = np.zeros(len(measured), dtype=np.bool_)
         for family in families:
             members = np.flatnonzero(family)
-            off_M = _doubt(measured[members], sd[members])
+            off_M = distances(measured[members]) / sd[members]
             off, other = off_M.min(axis=1), off_M.max(axis=1)
             closest = np.lexsort((other, off))[:MOST_DRAWN]
             near[members[closest[off[closest] < BEYOND_DOUBT]]] = True
@@ -190,13 +190,13 @@ def interval_of(split: SplitCounts, noise: Noise, confidence: float = 0.9) -> tu
     return np.stack([low for low, _ in limits], axis=1), np.stack([high for _, high in limits], axis=1)
 
 
-def _doubt(measured_PM: Array, sd_PM: Array) -> Array:
-    """How many standard deviations each point is off the front, in either objective: (P, M)."""
+def distances(measured_PM: Array) -> Array:
+    """How far each point is off the front, in either objective: (P, M)."""
     off = np.empty_like(measured_PM)
     for m in (0, 1):
         order = np.lexsort((measured_PM[:, m], measured_PM[:, 1 - m]))[::-1]
         best = np.maximum.accumulate(measured_PM[order, m])  # of those at least as good in the other one
-        off[order, m] = (best - measured_PM[order, m]) / sd_PM[order, m]
+        off[order, m] = best - measured_PM[order, m]
     return off
 
 

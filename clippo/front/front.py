@@ -99,6 +99,8 @@ class Front:
         gain: the hypervolume that preference optimisation adds to the other methods, with its interval.
         device_s: what all trials together took, failed ones included.
         stopped: trials that were stopped early; they offer no point.
+        left_out: completed trials of a very large sweep that offer no point here, as others are closer to the
+            front.
         repeated: settings that were run with several seeds; 0: what another seed would give is not known.
         seed_sd: the standard deviation of robustness and retention between seeds.
         searched: where the search had other objectives, the points that no other beats in those.
@@ -121,6 +123,7 @@ class Front:
     device_s: float
     repeated: int
     seed_sd: Bounds
+    left_out: int = 0
     searched: list[tuple[Point, dict[str, float]]] = field(default_factory=list)
 
     @property
@@ -144,6 +147,7 @@ class Front:
             "completed": self.completed,
             "failed": self.failed,
             "stopped_early": self.stopped,
+            "left_out": self.left_out,
             "confidence": CONFIDENCE,
             "hypervolume": self.hypervolume,
             "hypervolume_interval": self.hypervolume_interval,

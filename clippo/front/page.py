@@ -17,7 +17,7 @@ from clippo.front.charts import retention_range, selected
 from clippo.front.counts import AVERAGED, REFERENCE
 from clippo.front.front import Bounds, Front, Point, describe, export_flags, well_spread
 from clippo.front.plot import key_of
-from clippo.front.table import knee, recommendation
+from clippo.front.table import knee, left_out_of, recommendation
 
 NUMBERS = {
     "robustness": "robustness",
@@ -187,6 +187,7 @@ def verdict(front: Front) -> str:
     alike = ", ".join(f"{p.trial_id} {p.variant}" for p in front.alike[:8])
     more = f" and {len(front.alike) - 8} more" if len(front.alike) > 8 else ""
     same = f"<p class='note'>Not told apart from it: {escape(alike + more)}.</p>" if front.alike else ""
+    same += f"<p class='note'>{left_out_of(front)}</p>" if front.left_out else ""
     return (
         f"<p class='lead'><strong>Recommended:</strong> {_prose(recommendation(front))}</p>{same}"
         f"<p><strong>Knee:</strong> {_prose(knee(front))}</p><div class='tiles'>{''.join(cells)}</div>"

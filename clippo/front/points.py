@@ -8,8 +8,10 @@ what came of it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +45,7 @@ from clippo.front.front import (
     Measured,
     Point,
 )
+from clippo.front.nearest import LARGE, nearest_trials
 from clippo.front.pareto import pareto_mask
 from clippo.front.searched import PLAIN, searched_front
 from clippo.front.uncertainty import Array, seed_spread, wilson_interval
@@ -53,6 +56,8 @@ def front_of(
     store: ResultStore, sweep: str, *, min_retention: float | None = None, trials: pa.Table | None = None
 ) -> Front:
     """The front of what is in the store, also while the sweep still runs.
+
+    Of more than `LARGE` trials only the `nearest_trials` are looked at; the others are counted.
 
     Args:
         min_retention: what the recommended point must keep; None: what the sweep was bound to, or 0.98.
@@ -69,12 +74,17 @@ def front_of(
     search = config.get("search", {})  # those of earlier versions lack some of it
     bound = search.get("min_retention") or MIN_RETENTION
     trials = store.trials(sweep) if trials is None else trials
-    evals = store.evals(sweep, View(columns=EVAL_COLUMNS, dictionary=True))
+    sets = {name: config[name] for name in ("robustness_sets", "retention_sets")}
+    near, where = trials, {}
+    if len(trials) > LARGE:
+        near = nearest_trials(store, sweep, trials, **sets)
+        where["trial_id"] = near["trial_id"].to_pylist()
+    evals = store.evals(sweep, View(columns=EVAL_COLUMNS, where=where, dictionary=True))
     front = read_front(
-        sweep, trials, evals,
-        robustness_sets=config["robustness_sets"], retention_sets=config["retention_sets"],
-        min_retention=bound if min_retention is None else min_retention,
-    )  # fmt: skip
+        sweep, near, evals, **sets, min_retention=bound if min_retention is None else min_retention
+    )
+    totals = _totals(trials)
+    front = replace(front, **totals, left_out=totals["completed"] - front.completed)
     objectives = search.get("objectives", PLAIN)
     if set(objectives) == set(PLAIN):
         return front
@@ -140,19 +150,12 @@ def read_front(
                 hypervolume_interval=volumes.interval,
             )
         )
-    statuses = [
-        s
-        for i, s in zip(*(trials[n].to_pylist() for n in ("trial_id", "status")), strict=True)
-        if i != REFERENCE and not i.startswith(CONFIRM)
-    ]
     return Front(
         sweep=sweep,
         points=_by_retention(points),
         hypervolume=total.measured,
         hypervolume_interval=total.interval,
-        completed=statuses.count("completed"),
-        failed=statuses.count("failed"),
-        stopped=statuses.count("stopped_early"),
+        **_totals(trials),
         min_retention=min_retention,
         recommended=points[chosen],
         alike=_by_retention(points[i] for i in evidence.alike(chosen)),
@@ -160,10 +163,21 @@ def read_front(
         comparisons=comparisons,
         gain=gain,
         gain_interval=gain_interval,
-        device_s=sum(s or 0.0 for s in trials["device_s"].to_pylist()),
         repeated=repeated,
         seed_sd=seed_sd,
     )
+
+
+def _totals(trials: pa.Table) -> dict[str, Any]:
+    """How many trials of the search ended in which way, and what all trials took."""
+    searched, _ = _searched_and_confirming(trials.filter(pc.not_equal(trials["trial_id"], REFERENCE)))
+    ended = Counter(searched["status"].to_pylist())
+    return {
+        "completed": ended["completed"],
+        "failed": ended["failed"],
+        "stopped": ended["stopped_early"],
+        "device_s": pc.sum(trials["device_s"]).as_py() or 0.0,
+    }
 
 
 def _noise(counts: CountTable) -> tuple[Noise, int, Bounds]:

@@ -14,13 +14,14 @@ import altair as alt
 import numpy as np
 import optuna
 import pyarrow as pa
+import pyarrow.compute as pc
 from altair.utils.schemapi import debug_mode
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from clippo.errors import ConfigError
 from clippo.front import page
-from clippo.front.charts import progress_chart, selected, slice_charts
+from clippo.front.charts import PROGRESS_COLUMNS, progress_chart, selected, slice_charts
 from clippo.front.front import Front, Point
 from clippo.front.plot import COLOURS, INK, front_chart, key_of, styled, write_file
 from clippo.front.points import front_of
@@ -78,12 +79,16 @@ def render(
     store_name: str = "STORE",
 ) -> str:
     """The page."""
-    rows = trials.to_pylist()
+    shown = trials
+    if front.left_out:
+        offered = pa.array([i for p in front.points for i in p.trial_ids], pa.string())
+        shown = trials.filter(pc.is_in(trials["trial_id"], value_set=offered))
+    rows = shown.to_pylist()
     # Altair would hold every value against its schema, several times; the tests do that.
     with debug_mode(False):
         charts = {
             "front": front_chart(front, width="container", title=False),
-            "progress": progress_chart(front, rows),
+            "progress": progress_chart(front, trials.select(list(PROGRESS_COLUMNS)).to_pylist()),
             "importances": importance_chart(front),
             **slice_charts(front),
         }

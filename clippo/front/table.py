@@ -10,6 +10,7 @@ from rich.table import Table
 
 from clippo.front.counts import REFERENCE
 from clippo.front.front import CHANCE, Bounds, Front, Point, describe, well_spread
+from clippo.front.nearest import NEAREST
 
 ROWS = 12
 SURE = f"{100 * CHANCE:.0f} %"
@@ -32,10 +33,11 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
         table.add_row(*_cells(point, front))
     console.print(table)
     stopped = f"{front.stopped} stopped early, " if front.stopped else ""
-    left_out = f", {len(wanted) - len(shown)} of them not shown (--all)" if len(shown) < len(wanted) else ""
+    hidden = f", {len(wanted) - len(shown)} of them not shown (--all)" if len(shown) < len(wanted) else ""
     lines = [
-        f"{len(front.front)} of {len(front.points)} points are on the front{left_out}; {front.completed} "
+        f"{len(front.front)} of {len(front.points)} points are on the front{hidden}; {front.completed} "
         f"trials completed, {stopped}{front.failed} failed.",
+        *([left_out_of(front)] if front.left_out else []),
         "",
         f"Recommended (R): {recommendation(front)}",
         f"Knee (K): {knee(front)}",
@@ -59,6 +61,14 @@ NOTES = (
     "fresh: the same of a model trained once more with another seed, since the best of a search is too good. "
     "fooled: read as the written word; read: accuracy of reading a lone word; cost: device time of the trial."
 )
+
+
+def left_out_of(front: Front) -> str:
+    """What is not shown of a very large sweep."""
+    return (
+        f"{front.left_out:,} completed trials are only counted: of so large a sweep the {NEAREST:,} closest "
+        "to the front are looked at, and as many baselines."
+    )
 
 
 def recommendation(front: Front) -> str:

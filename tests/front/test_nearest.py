@@ -1,0 +1,95 @@
+"""Of a very large sweep, only what may matter to its front is looked at."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from clippo.front import nearest, points
+from clippo.front.front import Front
+from clippo.front.points import front_of
+from clippo.front.report import report_of
+from clippo.front.table import print_front
+from clippo.results import ResultStore
+from tests.front.sweeps import RETENTION_SETS, ROBUSTNESS_SETS, Sweep, make_sweep
+
+SETS = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
+
+
+@pytest.fixture(scope="module")
+def sweep() -> Sweep:
+    return make_sweep(150, seeds=3, seed_sd=0.01)
+
+
+@pytest.fixture(scope="module")
+def store(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
+    store = ResultStore(tmp_path_factory.mktemp("large"))
+    sweep.write(store)
+    store.compact("made")
+    return store
+
+
+@pytest.fixture(scope="module")
+def whole(store: ResultStore) -> Front:
+    return front_of(store, "made")
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep counts as very large from 100 trials on."""
+    monkeypatch.setattr(points, "LARGE", 100)
+    monkeypatch.setattr(nearest, "NEAREST", 60)
+
+
+@pytest.mark.usefixtures("large")
+def test_what_is_left_out_changes_nothing_that_is_chosen(store: ResultStore, whole: Front) -> None:
+    part = front_of(store, "made")
+    assert part.left_out > 60
+    assert len(part.points) < 0.6 * len(whole.points)
+    for name in ("completed", "failed", "stopped", "hypervolume", "repeated", "seed_sd"):
+        assert getattr(part, name) == getattr(whole, name), name
+    assert part.device_s == pytest.approx(whole.device_s)
+    assert [(p.trial_id, p.variant, p.robustness, p.retention) for p in part.front] == [
+        (p.trial_id, p.variant, p.robustness, p.retention) for p in whole.front
+    ]
+    assert part.recommended.trial_id == whole.recommended.trial_id
+    for mine, theirs in zip(part.comparisons, whole.comparisons, strict=True):
+        assert mine.hypervolume == theirs.hypervolume
+        assert len(mine.front) == len(theirs.front)
+    # The draws differ, as other points are among them.
+    for mine, theirs in zip(part.front, whole.front, strict=True):
+        assert mine.probability == pytest.approx(theirs.probability, abs=0.1)
+
+
+@pytest.mark.usefixtures("large")
+def test_all_seeds_of_a_setting_are_taken(store: ResultStore, sweep: Sweep) -> None:
+    found = nearest.nearest_trials(store, "made", sweep.trial_table, **SETS)["trial_id"].to_pylist()
+    for i in range(4):
+        seeds = [f"{i:05d}", f"{i:05d}-s1", f"{i:05d}-s2"]
+        assert sum(s in found for s in seeds) in (0, 3), seeds
+    assert any("-s1" in i for i in found)
+    assert {"reference", "cross_entropy"} <= set(found)
+
+
+@pytest.mark.usefixtures("large")
+def test_it_is_said(store: ResultStore, tmp_path: Path) -> None:
+    part = front_of(store, "made")
+    console = Console(record=True, width=80)
+    print_front(part, console)
+    said = f"{part.left_out:,} completed trials are only counted"
+    assert said in " ".join(console.export_text().split())
+    assert json.loads(json.dumps(part.to_json()))["left_out"] == part.left_out
+    page = report_of(store, "made")
+    assert said in page
+    shown = {i for p in part.points for i in p.trial_ids}
+    left = next(i for i in store.trials("made")["trial_id"].to_pylist() if i not in shown)
+    assert f'"{left}"' not in page
+
+
+@pytest.mark.usefixtures("large")
+def test_a_sweep_that_has_measured_nothing_is_taken_whole(store: ResultStore, sweep: Sweep) -> None:
+    trials = sweep.trial_table
+    without = trials.filter(pa.compute.not_equal(trials["trial_id"], "reference"))
+    assert nearest.nearest_trials(store, "made", without, **SETS) is without
