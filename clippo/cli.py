@@ -1,51 +1,31 @@
-"""The command line: one line for what the user can mend (exit 2), and the front as a table or JSON."""
+"""The programs: ``clippo`` with its subcommands, and a sweep from its flags."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
-import json
-import logging
-import os
 import re
 import shlex
-import signal
 import sys
-import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import TypeVar
 
 import tyro
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute
-from clippo.errors import ClippoError, ConfigError, StoreError
-from clippo.evaluate import Counts
-from clippo.front import wilson_interval
-from clippo.front.follow import followed
-from clippo.front.front import CONFIDENCE, Front
+from clippo.commands import COMMANDS, PATIENCE
+from clippo.config import SweepConfig, absolute
+from clippo.errors import ConfigError, StoreError
 from clippo.front.points import front_of
-from clippo.front.table import print_front, shown_interval
+from clippo.front.table import print_front
+from clippo.process import Console, guarded, quiet
 from clippo.results import ResultStore
 
 Parsed = TypeVar("Parsed")
-
-ENDING = (signal.SIGINT, signal.SIGTERM)
-PATIENCE = 60.0  # how long a store may be away while it is followed, and when a sweep has ended [s]
-PROGRESS_COLUMNS = (
-    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-)  # fmt: skip
-
 
 Presets = Mapping[str, Callable[[], SweepConfig]]
 
@@ -59,14 +39,14 @@ def sweep_main(presets: Presets, description: str | None) -> None:
 
     def run() -> int:
         config = _sweep_config(presets, description)
-        _quiet(config.verbose)
+        quiet(config.verbose)
         from clippo.sweep import (
             named,
             print_plan,
             run_sweep,
         )  # they take seconds to import; --help needs none
 
-        config, console = named(config), _Console()
+        config, console = named(config), Console()
         if config.dry_run:
             print_plan(absolute(config), console)
             return 0
@@ -86,7 +66,7 @@ def sweep_main(presets: Presets, description: str | None) -> None:
             return 1
         return 0
 
-    sys.exit(_guarded(run))
+    sys.exit(guarded(run))
 
 
 def _kept_report(results: str, sweep: str) -> str:
@@ -129,306 +109,14 @@ def _full_flag(argument: str, short: Mapping[str, str]) -> str:
     return f"--{full}{equals}{value}" if full else argument
 
 
-@dataclass(frozen=True)
-class FrontCommand:
-    """Print the front of what is in a store and what to choose of it, also while the sweep still runs."""
-
-    store: Annotated[str, tyro.conf.Positional]
-    """A folder or s3://bucket/prefix."""
-    sweep: str = ""
-    """Name of the sweep; needed when the store holds more than one."""
-    min_retention: float | None = None
-    """What the recommended point must keep of what the untouched model can do; default: the bound of the
-    sweep, or 0.98 [share]."""
-    all: bool = False
-    """Print the whole front and not some well-spread points of it."""
-    json: bool = False
-    """Print JSON instead of a table."""
-    plot: str = ""
-    """Also draw the front into this file: .png, .svg or .html."""
-    follow: bool = False
-    """Show it again whenever trials have ended, until the sweep has, or Ctrl-C (exit status 130)."""
-    every: float = 10.0
-    """With --follow: time between two looks at the store [s]."""
-
-    def run(self) -> int:
-        store = ResultStore(self.store, patience=PATIENCE if self.follow else 0.0)
-        sweep, bound = _only_sweep(store, self.sweep), self.min_retention
-        if not self.follow:
-            self._show(front_of(store, sweep, min_retention=bound))
-            return 0
-        for front in followed(store, sweep, Console(stderr=True), every=self.every, min_retention=bound):
-            self._show(front)
-        return 0
-
-    def _show(self, front: Front) -> None:
-        console = _Console()
-        if self.json:
-            print(json.dumps(front.to_json(), indent=None if self.follow else 1), flush=True)
-        else:
-            if self.follow and console.is_terminal:
-                console.clear()
-            print_front(front, console, everything=self.all)
-        if self.plot:
-            from clippo.front.plot import front_chart, save_chart  # Altair takes a second to import
-
-            save_chart(front_chart(front), self.plot)
-
-
-@dataclass(frozen=True)
-class ReportCommand:
-    """Write a sweep as one HTML file that needs no network: for a paper's appendix, or to show."""
-
-    store: Annotated[str, tyro.conf.Positional]
-    """A folder or s3://bucket/prefix."""
-    out: Path = Path("report.html")
-    """The file to write."""
-    sweep: str = ""
-    """Name of the sweep; needed when the store holds more than one."""
-    min_retention: float | None = None
-    """What the recommended point must keep of what the untouched model can do; default: the bound of the
-    sweep, or 0.98 [share]."""
-
-    def run(self) -> int:
-        from clippo.front.report import write_report  # Altair and Optuna take a second to import
-
-        store = ResultStore(self.store)
-        sweep = _only_sweep(store, self.sweep)
-        write_report(store, sweep, self.out, min_retention=self.min_retention, store_name=self.store)
-        print(f"wrote {self.out}")
-        return 0
-
-
-@dataclass(frozen=True)
-class PrepareCommand:
-    """Build the prepared set of a sweep ahead; the sweep with the same model and data then finds it."""
-
-    results: str = "./results"
-    """The --results of the sweep: a folder or s3://bucket/prefix."""
-    task: str = "typographic"
-    """What is measured and tuned against."""
-    workers: int = 2
-    """Processes that prepare pictures, of Ray or of the cluster that this is started in [count]."""
-    gpus_per_worker: float = 0.0
-    """GPUs of each of them."""
-    verbose: bool = False
-    """Show the logs of Ray."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-
-    def run(self) -> int:
-        _quiet(self.verbose)
-        from clippo.prepared import fetch, open_prepared  # Ray and torch take seconds
-        from clippo.sweep.preparing import prepared_for
-
-        config = absolute(
-            SweepConfig(
-                task=self.task, results=self.results, gpus_per_worker=self.gpus_per_worker,
-                verbose=self.verbose, model=self.model, data=self.data,
-            )
-        )  # fmt: skip
-        store = ResultStore(self.results)
-        store.check()
-        shared = prepared_for(config, store, Console(stderr=True), workers=self.workers)
-        prepared = open_prepared(fetch(shared.prepared, shared.location))
-        print(f"prepared set {shared.prepared} in {shared.location}")
-        for data in (*prepared.train.values(), *prepared.evaluation):
-            print(f"{len(data.rows):>9} {data.name}")
-        for key, reason in prepared.left_out:
-            print(f"left out: {key}: {reason}")
-        return 0
-
-
-@dataclass(frozen=True)
-class EvaluateCommand:
-    """Measure any open_clip model: clean and attacked accuracy and attack success, with intervals."""
-
-    model: str = "clippo-demo"
-    """open_clip model name."""
-    pretrained: str | None = None
-    """Pretrained tag or checkpoint file, such as one that clippo export wrote."""
-    data: str = "demo"
-    """rta-100:PATH, paint:PATH, disentangling:PATH, scam:PATH, or any source: demo, folder:PATH, table:PATH,
-    webdataset:PATH, torchvision:NAME:PATH."""
-    prompt: str = "a photo of a {}"
-    """As model.prompt of a sweep; a torchvision set that has a customary prompt takes that."""
-    class_names: str = ""
-    """Readable names of a source's classes, as data.class_names of a sweep."""
-    pictures: int = 2000
-    """Pictures of a source at most; published sets are taken whole [count]."""
-    font_size: tuple[float, float] = DataConfig().font_size
-    """Font size of the words drawn on a source's pictures [share of the picture's shorter side]."""
-    seed: int = 0
-    """Seed of the words drawn."""
-    json: bool = False
-    """Print JSON instead of a table."""
-
-    def run(self) -> int:
-        _quiet(verbose=False, one_thread=False)
-        import torch  # it takes seconds
-
-        from clippo.evaluation import evaluate_model
-        from clippo.model import load_clip
-
-        clip = load_clip(self.model, self.pretrained)
-        clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        console = Console(stderr=True)
-        with Progress(
-            *PROGRESS_COLUMNS, console=console, transient=True, disable=not console.is_terminal
-        ) as progress:
-            shown = progress.add_task("measuring", total=None)
-            counts, left_out = evaluate_model(
-                clip, self.data, prompt=self.prompt, pictures=self.pictures, font_size=self.font_size,
-                seed=self.seed, class_names=self.class_names,
-                on_progress=lambda done, n: progress.update(shown, completed=done, total=n),
-            )  # fmt: skip
-        if self.json:
-            print(json.dumps({"sets": [_measured(c) for c in counts], "left_out": left_out}, indent=1))
-            return 0
-        title = Text(f"{self.model} on {self.data}")
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for name in ("set", "pictures", "accuracy", "read as the word"):
-            table.add_column(name, justify="left" if name == "set" else "right")
-        for row in map(_measured, counts):
-            shares = [
-                f"{row[name]:.3f} ({shown_interval(row[f'{name}_interval'])})" if name in row else ""
-                for name in ("accuracy", "attack_success_rate")
-            ]
-            table.add_row(Text(row["set"]), str(row["n_total"]), *shares)
-        _Console().print(table)
-        print("in brackets: 90 % intervals (Wilson) from the counts")
-        if left_out:
-            print(f"{len(left_out)} pictures could not be read, the first: {left_out[0]}", file=sys.stderr)
-        return 0
-
-
-def _measured(counts: Counts) -> dict[str, Any]:
-    """The counts of one set with their shares and 90 % intervals."""
-    row: dict[str, Any] = {
-        "set": counts.eval_set.removeprefix("test/"),
-        "n_correct": counts.n_correct,
-        "n_total": counts.n_total,
-        "n_fooled": counts.n_fooled,
-        "accuracy": counts.accuracy,
-        "accuracy_interval": _wilson(counts.n_correct, counts.n_total),
-    }
-    if "attacked" in counts.eval_set:
-        row["attack_success_rate"] = counts.n_fooled / counts.n_total
-        row["attack_success_rate_interval"] = _wilson(counts.n_fooled, counts.n_total)
-    return row
-
-
-def _wilson(count: int, total: int) -> tuple[float, float]:
-    low, high = wilson_interval(count, total, CONFIDENCE)
-    return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class ExportCommand:
-    """Write a trial as a checkpoint that open_clip.create_model loads, and a model card."""
-
-    store: Annotated[str, tyro.conf.Positional]
-    """A folder or s3://bucket/prefix."""
-    trial: str
-    """Id of the trial, from the front."""
-    out: Path
-    """The file to write, ending in .safetensors; the card goes beside it."""
-    sweep: str = ""
-    """Name of the sweep; needed when the store holds more than one."""
-    variant: str = "averaged"
-    """averaged or last."""
-    alpha: float | None = None
-    """A point of the trial's curve: 0 is the untouched model, 1 the trial."""
-    t: float | None = None
-    """The same for a trained transform: the power of its singular values."""
-
-    def run(self) -> int:
-        _quiet(verbose=False)
-        from clippo.export import export  # torch takes seconds
-
-        store = ResultStore(self.store)
-        sweep = _only_sweep(store, self.sweep)
-        written = export(
-            store, sweep, self.trial, self.out, variant=self.variant, alpha=self.alpha, power=self.t
-        )
-        print(f"wrote {written.weights} and {written.card}\n\n{written.usage}")
-        return 0
-
-
-def _only_sweep(store: ResultStore, name: str) -> str:
-    """The named sweep, or the one that there is."""
-    names = store.sweeps()
-    if not name and len(names) != 1:
-        raise ConfigError(
-            f"{store.uri} holds {len(names)} sweeps; name one with --sweep: {', '.join(names)}"
-            if names
-            else f"{store.uri} holds no sweep; give the --results of one"
-        )
-    return name or names[0]
-
-
-@dataclass(frozen=True)
-class CompactCommand:
-    """Seal the rows of a sweep into few files and a manifest; also while it runs, and again later."""
-
-    store: Annotated[str, tyro.conf.Positional]
-    """A folder or s3://bucket/prefix."""
-    sweep: str = ""
-    """Name of the sweep; needed when the store holds more than one."""
-
-    def run(self) -> int:
-        store = ResultStore(self.store)
-        sweep = _only_sweep(store, self.sweep)
-        print(f"{store.compact(sweep)} trials of {sweep} are sealed")
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorCommand(SweepConfig):
-    """Look for what would stop a sweep with these flags, before machines are paid for (exit status 2)."""
-
-    probe_trial: bool = True
-    """Run a short real trial, of a minute at most, and say what the sweep would take."""
-    price_per_device_hour: float | None = None
-    """Price of a GPU, or of a CPU where workers have no GPU, for an hour; in any currency. Default:
-    the list price of AWS on demand, where it is known."""
-
-    def run(self) -> int:
-        _quiet(self.verbose)
-        from clippo.doctor import examine, print_findings  # Ray and torch take seconds
-
-        config = SweepConfig(**{f.name: getattr(self, f.name) for f in fields(SweepConfig)})
-        findings = examine(
-            config, probe_trial=self.probe_trial, price_per_device_hour=self.price_per_device_hour
-        )
-        return 2 if print_findings(findings, _Console()) else 0
-
-
-class Command(Protocol):
-    """A subcommand: its fields are its flags."""
-
-    def run(self) -> int:
-        """Does it; the exit status."""
-        ...
-
-
 def main() -> None:
     """The ``clippo`` program."""
-    commands: dict[str, Callable[..., Command]] = {
-        "front": FrontCommand,
-        "report": ReportCommand,
-        "prepare": PrepareCommand,
-        "export": ExportCommand,
-        "compact": CompactCommand,
-        "evaluate": EvaluateCommand,
-        "doctor": DoctorCommand,
-    }
     arguments = sys.argv[1:]
     if arguments[:1] in (["prepare"], ["doctor"]):  # their flags are those of a sweep
         short = _short_flags(SweepConfig())
         arguments = [_full_flag(argument, short) for argument in arguments]
-    parse = partial(tyro.extras.subcommand_cli_from_dict, commands, args=arguments)
-    sys.exit(_guarded(lambda: _parsed(parse).run()))
+    parse = partial(tyro.extras.subcommand_cli_from_dict, COMMANDS, args=arguments)
+    sys.exit(guarded(lambda: _parsed(parse).run()))
 
 
 def _parsed(parse: Callable[[], Parsed]) -> Parsed:
@@ -444,68 +132,3 @@ def _parsed(parse: Callable[[], Parsed]) -> Parsed:
         raise ConfigError(
             " ".join(words).removeprefix("Parsing error ").removeprefix("Unrecognized options ")
         ) from None
-
-
-def _guarded(run: Callable[[], int]) -> int:
-    """Runs a command; an error that the user can mend becomes one line and status 2."""
-    try:
-        status = run()
-        sys.stdout.flush()
-    except ClippoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # who read the output (head, less) has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
-        return 128 + signal.SIGPIPE
-    return status
-
-
-class _Console(Console):
-    """A console whose reader may leave; rich would end the process with status 1."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-def _quiet(verbose: bool, *, one_thread: bool = True) -> None:
-    """Without ``--verbose`` no logs of the libraries; one thread where many processes share the machine."""
-    if one_thread:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if not verbose:
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints its own tables
-        os.environ.setdefault("GLOG_minloglevel", "3")
-    # Ray shows lines that differ in numbers alone once, but each of these is about another trial.
-    os.environ.setdefault("RAY_DEDUP_LOGS_ALLOW_REGEX", r"\] epoch \d+, step")
-    # Tune would keep three more files of every trial, in a folder that goes with the sweep.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # What calls Ray after its end must not join whatever other Ray has been on this machine.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    # Tune would swallow the first Ctrl-C and end as if the sweep were done; ``ray job stop`` sends SIGTERM.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    for number in ENDING:
-        signal.signal(number, _interrupted)
-    reads, writes = os.pipe()
-    os.set_blocking(writes, False)
-    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_once, args=(reads,), daemon=True).start()
-
-
-def _end_at_once(signals: int) -> None:
-    """Ends the process at the second signal, even if the first thread waits for Ray and sees none.
-
-    What is kept is safe by then, and so is what waits on disk.
-    """
-    for _ in range(2):
-        while os.read(signals, 1)[0] not in ENDING:
-            pass
-    os._exit(130)
-
-
-def _interrupted(number: int, frame: object) -> None:
-    """Ends a command in good order."""
-    raise KeyboardInterrupt
