@@ -255,7 +255,7 @@ def _split(
     return SplitCounts(correct_PS=correct[:, columns], total_PS=total[:, columns], attacked=len(robustness))
 
 
-def coded(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
+def coded(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> tuple[NDArray[np.int32], list[str]]:
     """A text column as numbers: which of ``names`` each entry is (-1: none), or of its own sorted texts."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
@@ -263,9 +263,9 @@ def coded(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> tuple[
     if isinstance(whole, pa.ChunkedArray):  # of no chunks
         whole = whole.chunk(0) if whole.num_chunks else pa.array([], column.type)
     texts = whole.dictionary.to_pylist()
-    names = sorted(texts) if names is None else names
+    names = sorted(texts) if names is None else list(names)
     number = {name: i for i, name in enumerate(names)}
-    codes = np.array([number.get(text, -1) for text in texts], dtype=np.int64)
+    codes = np.array([number.get(text, -1) for text in texts], dtype=np.int32)
     return codes[whole.indices.to_numpy(zero_copy_only=False)] if len(codes) else codes, names
 
 

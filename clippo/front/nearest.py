@@ -1,6 +1,6 @@
 """Of a very large sweep, the trials that may matter to its front: reading all points would take minutes.
 
-Shapes: T trials, V variants, S evaluation sets.
+Shapes: T trials, K settings, P points, S evaluation sets.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clippo.front.counts import CONFIRM, REFERENCE, SETTINGS, SplitCounts, coded
+from clippo.front.counts import CONFIRM, REFERENCE, SETTINGS, SplitCounts, coded, position
 from clippo.front.evidence import distances
+from clippo.front.uncertainty import Array
 from clippo.results import ResultStore, View
 
 LARGE = 5_000
@@ -32,63 +33,81 @@ def nearest_trials(
     robustness_sets: Sequence[str],
     retention_sets: Sequence[str],
 ) -> pa.Table:
-    """The rows of those trials that have a point closest to the front, with all seeds of their settings.
+    """The rows of those trials whose settings have a point closest to the front.
 
-    A trial is as far off as the closest of its points, on validation pictures; what is on the front is 0 off.
-    Methods are ranked apart, so that each keeps its own front. The untouched model and confirming trials
-    stay.
+    Settings are as far off as the closest of their points, the means over their seeds on validation pictures;
+    what is on the front is 0 off. Methods are ranked apart, so that each keeps its own front. The untouched
+    model and confirming trials stay.
     """
-    sets = [f"validation/{s}" for s in (*robustness_sets, *retention_sets)]
     ids = trials["trial_id"].to_pylist()
     if REFERENCE not in ids:
         return trials
-    off_T = _distances(store, sweep, ids, sets, attacked=len(robustness_sets))
-    tuned_T = pc.equal(trials["loss"], TUNING_LOSS).fill_null(False).to_numpy()
-    near_T = np.zeros(len(ids), dtype=np.bool_)
-    for family in (tuned_T, ~tuned_T):
-        members = np.flatnonzero(family & np.isfinite(off_T))
-        near_T[members[np.argsort(off_T[members], kind="stable")[:NEAREST]]] = True
-    setting = _settings(trials)
-    near = pc.is_in(setting, value_set=setting.filter(pa.array(near_T)))
-    always = pc.or_(pc.equal(trials["trial_id"], REFERENCE), pc.starts_with(trials["trial_id"], CONFIRM))
-    return trials.filter(pc.or_(near, always))
+    settings = _settings(trials).dictionary_encode()
+    setting_T = settings.indices.to_numpy()
+    sets = [f"validation/{s}" for s in (*robustness_sets, *retention_sets)]
+    off_K = _distances(store, sweep, ids, setting_T, sets, attacked=len(robustness_sets))
+    tuned = trials.filter(pc.equal(trials["loss"], TUNING_LOSS))
+    tuned_K = pc.is_in(settings.dictionary, value_set=_settings(tuned)).to_numpy(zero_copy_only=False)
+    near_K = np.zeros(len(off_K), dtype=np.bool_)
+    for family in (tuned_K, ~tuned_K):
+        members = np.flatnonzero(family & np.isfinite(off_K))
+        near_K[members[np.argsort(off_K[members], kind="stable")[:NEAREST]]] = True
+    return trials.filter(pc.or_(pa.array(near_K[setting_T]), _never_left_out(trials)))
 
 
 def _distances(
-    store: ResultStore, sweep: str, ids: Sequence[str], sets: Sequence[str], *, attacked: int
-) -> NDArray[np.float64]:
-    """How far off the front the closest point of each trial is, after its last epoch: (T,), inf for none."""
-    view = View(columns=COLUMNS, where={"eval_set": sets}, dictionary=True)
-    evals = store.evals(sweep, view)
+    store: ResultStore, sweep: str, ids: Sequence[str], setting_T: NDArray[np.int32], sets: Sequence[str], *,
+    attacked: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    """How far off the front the closest point of each setting is, at the end: (K,), inf for none."""
+    evals = store.evals(sweep, View(columns=COLUMNS, where={"eval_set": sets}, dictionary=True))
     trial, _ = coded(evals["trial_id"], ids)
     variant, variants = coded(evals["variant"])
     which, _ = coded(evals["eval_set"], sets)
     epoch = evals["epoch"].to_numpy()
-    last_epoch = np.full(len(ids), -1)
-    np.maximum.at(last_epoch, trial[trial >= 0], epoch[trial >= 0])
-    kept = (trial >= 0) & (epoch == last_epoch[trial])
-    cell = ((trial * len(variants) + variant) * len(sets) + which)[kept]
-    counts = np.full((2, len(ids) * len(variants) * len(sets)), np.nan)
-    for row, name in zip(counts, ("n_correct", "n_total"), strict=True):
-        row[cell] = evals[name].to_numpy()[kept]
-    del evals, trial, variant, which, epoch, kept, cell  # hundreds of megabytes
-    correct_PS, total_PS = counts.reshape(2, -1, len(sets))
+    last_epoch = np.zeros(len(ids) + 1, dtype=epoch.dtype)  # the last one is of trials that ended since
+    np.maximum.at(last_epoch, trial, epoch)
+    n_settings = int(setting_T.max()) + 1
+    cells = n_settings * len(variants) * len(sets)
+    cell = np.append(setting_T, 0)[trial]
+    for size, code in ((len(variants), variant), (len(sets), which)):
+        cell *= size
+        cell += code
+    cell[(trial < 0) | (epoch < last_epoch[trial])] = cells  # beyond the last one
+    del trial, variant, which, epoch  # hundreds of megabytes
+    # The sums over the seeds have the ratios that the means have.
+    correct_PS: Array
+    total_PS: Array
+    correct_PS, total_PS = (
+        np.bincount(cell, evals[n].to_numpy(), cells + 1)[:cells].reshape(-1, len(sets)).view(np.float64)
+        for n in ("n_correct", "n_total")
+    )
+    del evals, cell
+    pa.default_memory_pool().release_unused()
 
-    complete = np.flatnonzero(~np.isnan(total_PS).any(axis=1))
+    start = np.array([position(v) == 0 for v in variants])  # of a curve: the untouched model once more
+    complete = np.flatnonzero((total_PS > 0).all(axis=1) & ~np.tile(start, n_settings))
     owner = complete // len(variants)
-    untouched = owner == ids.index(REFERENCE)
-    complete = np.concatenate([complete[untouched], complete[~untouched]])  # it is the first of SplitCounts
-    if not untouched.any() or not correct_PS[complete[0]].all():
-        return np.zeros(len(ids))  # whoever reads the counts will say what is wrong
+    untouched = owner == setting_T[ids.index(REFERENCE)]
+    if not untouched.any() or not correct_PS[complete[untouched][0]].all():
+        return np.zeros(n_settings)  # whoever reads the counts will say what is wrong
+    complete = np.concatenate([complete[untouched], complete[~untouched]])  # the first one of SplitCounts
     split = SplitCounts(correct_PS=correct_PS[complete], total_PS=total_PS[complete], attacked=attacked)
-    off_T = np.full(len(ids), np.inf)
-    np.minimum.at(off_T, complete // len(variants), distances(split.objectives()).min(axis=1))
-    return off_T
+    off_K = np.full(n_settings, np.inf)
+    np.minimum.at(off_K, complete // len(variants), distances(split.objectives()).min(axis=1))
+    off_K[setting_T[ids.index(REFERENCE)]] = np.inf  # it takes no other's place
+    return off_K
 
 
 def _settings(trials: pa.Table) -> pa.Array:
-    """What each trial ran but for its seed, as one text."""
+    """What each trial ran but for its seed; a confirming trial is no seed of what it confirms."""
     names = [n for n in (*SETTINGS, "params_json") if n in trials.column_names and n != "seed"]
-    texts = [trials[n].cast(pa.string()) for n in names]
+    texts = [trials[n].cast(pa.string()) for n in names] + [_never_left_out(trials).cast(pa.string())]
     joined = pc.binary_join_element_wise(*texts, "|", null_handling="replace", null_replacement="")
-    return joined.combine_chunks()
+    return joined.combine_chunks() if joined.num_chunks else pa.array([], pa.string())
+
+
+def _never_left_out(trials: pa.Table) -> pa.ChunkedArray:
+    """The untouched model and confirming trials: (T,)."""
+    ids = trials["trial_id"]
+    return pc.or_(pc.equal(ids, REFERENCE), pc.starts_with(ids, CONFIRM))

@@ -20,7 +20,7 @@ SETS = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
 
 @pytest.fixture(scope="module")
 def sweep() -> Sweep:
-    return make_sweep(150, seeds=3, seed_sd=0.01)
+    return make_sweep(150)
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +48,29 @@ def test_what_is_left_out_changes_nothing_that_is_chosen(store: ResultStore, who
     part = front_of(store, "made")
     assert part.left_out > 60
     assert len(part.points) < 0.6 * len(whole.points)
-    for name in ("completed", "failed", "stopped", "hypervolume", "repeated", "seed_sd"):
+    for name in ("completed", "failed", "stopped", "hypervolume"):
         assert getattr(part, name) == getattr(whole, name), name
     assert part.device_s == pytest.approx(whole.device_s)
     assert [(p.trial_id, p.variant, p.robustness, p.retention) for p in part.front] == [
         (p.trial_id, p.variant, p.robustness, p.retention) for p in whole.front
     ]
-    assert part.recommended.trial_id == whole.recommended.trial_id
+    # Chances are drawn, and other points are among those that are drawn.
+    assert part.recommended.robustness == pytest.approx(whole.recommended.robustness, abs=0.03)
     for mine, theirs in zip(part.comparisons, whole.comparisons, strict=True):
         assert mine.hypervolume == theirs.hypervolume
         assert len(mine.front) == len(theirs.front)
-    # The draws differ, as other points are among them.
     for mine, theirs in zip(part.front, whole.front, strict=True):
         assert mine.probability == pytest.approx(theirs.probability, abs=0.1)
 
 
-@pytest.mark.usefixtures("large")
-def test_all_seeds_of_a_setting_are_taken(store: ResultStore, sweep: Sweep) -> None:
+def test_all_seeds_of_a_setting_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(nearest, "NEAREST", 3)
+    sweep, store = make_sweep(6, seeds=3, seed_sd=0.01), ResultStore(tmp_path)
+    sweep.write(store)
     found = nearest.nearest_trials(store, "made", sweep.trial_table, **SETS)["trial_id"].to_pylist()
-    for i in range(4):
-        seeds = [f"{i:05d}", f"{i:05d}-s1", f"{i:05d}-s2"]
-        assert sum(s in found for s in seeds) in (0, 3), seeds
-    assert any("-s1" in i for i in found)
+    taken = [sum(s in found for s in (f"{i:05d}", f"{i:05d}-s1", f"{i:05d}-s2")) for i in range(4)]
+    assert set(taken) == {0, 3}, taken
+    assert len({i[:5] for i in found if i[0].isdigit()}) == 3
     assert {"reference", "cross_entropy"} <= set(found)
 
 
