@@ -32,14 +32,18 @@ def followed(
     """
     if not every > 0:
         raise ConfigError(f"every is {every:g}; it must be above 0 seconds")
-    shown: dict[str, int] = {}
+    known: dict[str, int] = {}
+    shown: Front | None = None
     since = "no trial yet"
     while True:
         # The state first: when it says that the sweep has ended, all of its trials are in the listing.
         state, finished = store.state(sweep), store.finished(sweep)
-        if REFERENCE in finished and finished != shown:
-            yield front_of(store, sweep, min_retention=min_retention)
-            shown, since = finished, f"nothing new since {time.strftime('%H:%M:%S')}"
+        if REFERENCE in finished and finished != known:
+            front = front_of(store, sweep, min_retention=min_retention)
+            known, since = finished, f"nothing new since {time.strftime('%H:%M:%S')}"
+            if front != shown:  # trials that ended while it was read are in it already
+                yield front
+            shown = front
         if state is not None and state["state"] != RUNNING:
             console.print(f"sweep {sweep}: {state['state']} at {state['at'][:16]} UTC", highlight=False)
             return
