@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +115,11 @@ class TrainConfig:
     powers: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     """The same for a trained transform: powers t of its singular values; 0 is the untouched model."""
     epochs_between_checkpoints: int = 1
-    """A dead worker or driver repeats at most this many epochs [count]."""
+    """A dead worker or driver repeats at most this many epochs, and at most the minutes of the next flag
+    [count]."""
+    minutes_between_checkpoints: float = 5.0
+    """Long epochs are kept every so often in their middle, and whenever Ray says that a machine of the trial
+    is about to go; 0: only then [minutes]."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
@@ -130,6 +135,12 @@ class TrainConfig:
             "train.epochs_between_checkpoints",
             self.epochs_between_checkpoints,
             "at least 1",
+        )
+        _require(
+            self.minutes_between_checkpoints >= 0,
+            "train.minutes_between_checkpoints",
+            self.minutes_between_checkpoints,
+            "at least 0",
         )
 
 
@@ -233,8 +244,12 @@ class SweepConfig:
     """Name of the sweep; an existing one is resumed. Default: date and digest of the configuration."""
     results: str = "./results"
     """Where results go: a folder or s3://bucket/prefix."""
-    workers: int = 0
-    """Worker processes of each trial; 0 runs a trial in its own process [count]."""
+    workers: int | str = 0
+    """Worker processes of each trial, such as 2; 1:4 starts with what is there and grows up to 4; 0 runs a
+    trial in its own process [count]."""
+    worker_timeout: float = 300.0
+    """A worker process that gives no sign for so long is taken for lost, and the trial goes on from its
+    checkpoint with others [seconds]."""
     gpus_per_worker: float = 0.0
     """GPUs of each worker process, or of the trial itself when workers is 0."""
     autoscaling: bool = False
@@ -257,14 +272,42 @@ class SweepConfig:
     """Attacked evaluation sets; robustness is the share correct over all their pictures."""
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 0, "workers", self.workers, "at least 0")
+        _require(
+            self.workers >= 0
+            if isinstance(self.workers, int)
+            else re.fullmatch(r"[0-9]+:[0-9]+", self.workers) is not None
+            and 1 <= self.min_workers <= self.max_workers,
+            "workers",
+            self.workers,
+            "a number, at least 0, or FEWEST:MOST such as 1:4",
+        )
+        _require(self.worker_timeout > 0, "worker_timeout", self.worker_timeout, "above 0")
         _require(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "at least 0")
         _require(
-            self.train.batch_size >= max(1, self.workers),
+            self.train.batch_size >= max(1, self.max_workers),
             "train.batch_size",
             self.train.batch_size,
-            f"at least the number of workers ({self.workers})",
+            f"at least the number of workers ({self.max_workers})",
         )
+
+    @property
+    def min_workers(self) -> int:
+        """Worker processes that a trial starts with at the least."""
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """Worker processes that a trial may grow to.
+
+        >>> SweepConfig(workers=2).max_workers, SweepConfig(workers="1:4").max_workers
+        (2, 4)
+        """
+        return int(str(self.workers).rpartition(":")[2])
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of a trial's workers may change while it runs."""
+        return isinstance(self.workers, str)
 
 
 def absolute(config: SweepConfig) -> SweepConfig:

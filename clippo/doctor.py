@@ -291,7 +291,7 @@ def _resources(config: SweepConfig) -> str:
 
 def _memory(nodes: list[Any], config: SweepConfig, memory: Memory) -> Iterator[Finding]:
     """Compares what the processes of trials need with what nodes and their GPUs have."""
-    processes = config.search.concurrency * max(1, config.workers)
+    processes = config.search.concurrency * max(1, config.max_workers)
     remedy = "; lower train.batch_size, set train.micro_batch, or train less (model.trainable)"
     host = memory.host if config.gpus_per_worker else memory.host + memory.device
     parts = "the process and both towers" if config.gpus_per_worker else f"the process, both towers, {memory}"

@@ -11,10 +11,12 @@ that is killed leaves nothing that a reader could mistake for finished.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from clippo.errors import ClippoError, ConfigError, DataError, StoreError
 from clippo.remote import client, connect, node_cache, reason
 
 DOWNLOADS = 8  # files that a node fetches at once
+OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR)
 STALE = 3600  # age of a temporary file whose writer must have died [seconds]
 
 Result = TypeVar("Result")
@@ -132,7 +135,15 @@ class Location:
             raise
         except kind as error:
             # Without its cause, as that may show the request and whatever it was signed with.
+            if isinstance(error, OSError) and error.errno in OF_THIS_MACHINE:
+                raise self.unusable_cache(error) from None
             raise StoreError(f"cannot {action} {self}: {reason(error)}") from None
+
+    def unusable_cache(self, error: OSError) -> StoreError:
+        """What is said when this machine cannot keep a set."""
+        remedy = "make room there" + (" or set CLIPPO_CACHE" if self.shared is not None else "")
+        where = f"{self.cache} of {socket.gethostname()}"
+        return StoreError(f"cannot write to {where}: {reason(error)}; {remedy}")
 
 
 def fetch(digest: str, location: Location) -> Path:
@@ -143,13 +154,17 @@ def fetch(digest: str, location: Location) -> Path:
 
     Raises:
         DataError: there is no such finished set, or a file is not what the manifest says, twice in a row.
-        StoreError: the shared place cannot be read.
+        StoreError: the shared place cannot be read, or this machine cannot keep a copy.
     """
     folder = location.cache / digest
-    if is_whole(folder):
-        return folder
-    if location.shared is None:
-        raise DataError(f"{folder} is no whole prepared set; prepare it again")
+    try:
+        if is_whole(folder):
+            return folder
+        if location.shared is None:
+            raise DataError(f"{folder} is no whole prepared set; prepare it again")
+        location.cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise location.unusable_cache(error) from None
     with locked(location.cache / f"{digest}.lock"):
         if is_whole(folder):  # somebody else was first
             return folder

@@ -17,7 +17,8 @@ from clippo.tasks import task_named
 
 PRICES = {"CPU": 0.045, "T4": 0.526, "L4": 0.805, "A10G": 1.006, "L40S": 1.861}
 """List prices of AWS on demand in us-east-1 as of 2025 [USD an hour]: a vCPU of c7i, and the smallest
-instance with such a GPU. Spot costs less; prices of larger GPUs change too often to be listed."""
+instance with such a GPU (g4dn, g6, g5 and g6e.xlarge; https://aws.amazon.com/ec2/pricing/on-demand/). Spot
+costs less; prices of larger GPUs change too often to be listed."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def trials_of(config: SweepConfig) -> int:
 
 def estimate(config: SweepConfig, work: Work, speed: Speed) -> Iterator[tuple[str, str]]:
     """Time and cost of a trial, of the sweep and of preparing, if all is as fast as a short trial was."""
-    processes, search, trials = max(1, config.workers), config.search, trials_of(config)
+    processes, search, trials = max(1, config.min_workers), config.search, trials_of(config)
     trial = (work.pairs * speed.pair + work.measured * speed.measured) / processes
     over = f", over {processes} workers without what they tell each other" if processes > 1 else ""
     yield (

@@ -82,14 +82,16 @@ def _space(config: SweepConfig) -> Iterator[tuple[str, str]]:
 
 def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
     search, at_once = config.search, config.search.concurrency
-    processes = max(1, config.workers)
+    fewest, most = max(1, config.min_workers), max(1, config.max_workers)
     others = f"{len(search.baselines)} to compare with, {search.confirm} to confirm"
     settings = -(-search.trials // search.replicates)
     yield "trials", f"{search.trials} of {settings} settings, and {others}; {at_once} at once"
-    yield "processes", f"{at_once} x {processes} = {at_once * processes} of 1 CPU each"
+    more = f", up to {at_once} x {most} = {at_once * most}" if config.is_elastic else ""
+    yield "processes", f"{at_once} x {fewest} = {at_once * fewest} of 1 CPU each{more}"
     if config.gpus_per_worker:
-        gpus = at_once * processes * config.gpus_per_worker
-        yield "GPUs", f"{at_once} x {processes} x {config.gpus_per_worker:g} = {gpus:g}"
+        gpus = at_once * fewest * config.gpus_per_worker
+        more = f", up to {at_once * most * config.gpus_per_worker:g}" if config.is_elastic else ""
+        yield "GPUs", f"{at_once} x {fewest} x {config.gpus_per_worker:g} = {gpus:g}{more}"
     with contextlib.suppress(ClippoError):  # no pictures: what is missing is said below
         pairs = task_named(config.task)(config.data).n_pairs
         steps = -(-pairs // config.train.batch_size)

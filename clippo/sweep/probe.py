@@ -36,7 +36,7 @@ def _short_trial(config: SweepConfig, pictures: int) -> Speed:
         pictures: of each evaluation set.
     """
     search, on_gpu = config.search, config.gpus_per_worker > 0
-    batch = -(-config.train.batch_size // max(1, config.workers))
+    batch = -(-config.train.batch_size // max(1, config.min_workers))
     batch = batch if on_gpu else min(batch, pictures)
     data = replace(
         config.data,

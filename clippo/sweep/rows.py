@@ -69,7 +69,7 @@ class Scorer:
 
 def device_s(report: Mapping[str, Any], config: SweepConfig) -> float:
     """Device time of a trial up to a report [s]."""
-    return float(report["busy_s"]) * max(1, config.workers) * (config.gpus_per_worker or 1.0)
+    return float(report["busy_s"]) * (config.gpus_per_worker or 1.0)
 
 
 class TrialRows:
@@ -106,7 +106,7 @@ class TrialRows:
             "started_at": datetime.fromtimestamp(began, timezone.utc),
             "finished_at": datetime.now(timezone.utc),
             "batch_size": self.config.train.batch_size,
-            "workers": self.config.workers,
+            "workers": self._workers(reports),
             "trainable": self.config.model.trainable,
             "optimizer": self.config.train.optimizer,
             "precision": reports[-1]["precision"] if reports else self.config.train.precision,
@@ -125,6 +125,12 @@ class TrialRows:
         seed = settings.get("seed")
         evals = [{"epoch": r["epoch"], "seed": seed, **row} for r in reports for row in r["evals"]]
         self.store.write_trial(self.config.name, trial_id, attempt, trial, metrics, evals)
+
+    def _workers(self, reports: list[dict[str, Any]]) -> int:
+        """The most worker processes that a trial had at a time; what each epoch had is among its metrics."""
+        if not self.config.is_elastic:
+            return self.config.max_workers
+        return max((int(r["metrics"].get("workers", 0)) for r in reports), default=self.config.min_workers)
 
 
 @dataclass(frozen=True)

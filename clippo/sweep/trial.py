@@ -43,8 +43,9 @@ def tune_trial(
         run_trial(
             job,
             name=name,
-            workers=sweep.workers,
+            workers=(sweep.min_workers, sweep.max_workers),
             gpus_per_worker=sweep.gpus_per_worker,
+            worker_timeout=sweep.worker_timeout,
             storage=str(Path(tempfile.gettempdir()) / "clippo-train"),
         )
     except Exception as error:
@@ -61,6 +62,11 @@ def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
             return (
                 f"out of memory with train.batch_size={sweep.train.batch_size}; "
                 "set train.micro_batch, or use more workers"
+            )
+        if type(cause).__name__ == "WorkerHealthCheckTimeoutError":  # of Ray Train, not public
+            return (
+                f"a worker process gave no sign for {sweep.worker_timeout:g} s, again and again; look at its "
+                "machine, or raise worker_timeout"
             )
         if isinstance(cause, ClippoError) and not isinstance(cause, StoreError):
             return str(cause)

@@ -52,6 +52,7 @@ from clippo.sweep.tracking import Tracking, check_tracking
 from clippo.sweep.trial import tune_trial
 from clippo.sweep.warm_start import known_trials
 from clippo.tasks import task_named
+from clippo.train.batches import check_batches
 from clippo.train.ray_train import measure_reference
 
 FREE_FIELDS = {
@@ -60,9 +61,12 @@ FREE_FIELDS = {
     "verbose",
     "dry_run",
     "workers",
+    "worker_timeout",
     "gpus_per_worker",
     "autoscaling",
     "track",
+    "train.epochs_between_checkpoints",
+    "train.minutes_between_checkpoints",
     *(
         f"search.{name}"
         for name in (
@@ -141,6 +145,8 @@ class _Sweep:
             )
         self._shared = prepared_for(config, store, console, workers=preparing_workers(config))
         self._prepared = open_prepared(fetch(self._shared.prepared, self._shared.location))
+        pairs = len(self._prepared.pairs().clean)
+        check_batches(pairs, config.train.batch_size, max(1, config.max_workers))
         self._reference = self._measured_reference(resumed)
         self._numbers = {i: self._scorer.outcome(t, self._reference) for i, t in finished.items()}
         self._contenders = Contenders(
@@ -334,7 +340,7 @@ class _Sweep:
                     max_concurrent_trials=config.search.concurrency,
                     # With workers, Ray 2.60 hands a stopped driver, which still waits for them, to the next
                     # trial, and makes that an error.
-                    reuse_actors=config.workers == 0,
+                    reuse_actors=config.max_workers == 0,
                 ),
                 run_config=tune.RunConfig(
                     name=config.name,
@@ -345,7 +351,7 @@ class _Sweep:
                 ),
             )
             try:
-                with leftovers_freed() if config.workers else contextlib.nullcontext():
+                with leftovers_freed() if config.max_workers else contextlib.nullcontext():
                     tuner.fit()
             finally:
                 for watcher in self._watchers:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clippo.errors import ConfigError
 from clippo.prepared import PreparedSet, Rows
 from clippo.train.step import Batch, Frozen, Layout, pick
 
@@ -92,16 +93,33 @@ class Pairs:
         return torch.cat(found)[torch.from_numpy(back)]
 
 
+def check_batches(pairs: int, batch_size: int, workers: int) -> None:
+    """Refuses batches of which a worker would get nothing.
+
+    Raises:
+        ConfigError: with the arithmetic.
+    """
+    if pairs // math.ceil(pairs / batch_size) < workers:
+        raise ConfigError(
+            f"{pairs} pairs in batches of {batch_size} leave one of {workers} workers without a pair; "
+            "raise train.batch_size or lower workers"
+        )
+
+
 def epoch_batches(
-    pairs: Pairs, batch_size: int, seed: int, epoch: int, rank: int, world: int, device: torch.device
-) -> Iterator[Batch]:
+    pairs: Pairs, batch_size: int, seed: int, epoch: int, rank: int, world: int, device: torch.device,
+    *, skipped: int = 0,
+) -> Iterator[Batch]:  # fmt: skip
     """This rank's part of each global batch of an epoch; each pair comes once, in an order the seed sets.
 
     Batches differ by at most one pair, so none is dropped and none is tiny.
+
+    Args:
+        skipped: batches of the epoch that were trained on before an interruption.
     """
     n = len(pairs)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-    for whole in order.tensor_split(math.ceil(n / batch_size)):
+    for whole in order.tensor_split(math.ceil(n / batch_size))[skipped:]:
         mine = whole.tensor_split(world)[rank]
         inputs = torch.cat([pairs.inputs(block[mine]) for block in pairs.blocks])
         clean = pairs.blocks[pairs.layout.clean][mine]

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from clippo.config import TrainConfig
-from clippo.errors import ConfigError, DivergedError
+from clippo.errors import DivergedError
 from clippo.evaluate import Counts
 from clippo.evaluate.counts import rank_and_world
 from clippo.model import BetaAverage, Policy, Weights
 from clippo.prepared import EvalData, PreparedSet
-from clippo.train.batches import Pairs, epoch_batches
+from clippo.train.batches import Pairs, check_batches, epoch_batches
 from clippo.train.checkpoint import Checkpoints, load_state, save_policy, save_state
 from clippo.train.measure import AVERAGED, LAST, WorthTesting, all_variants, evaluate_policy, evaluate_tuned
 from clippo.train.step import Frozen, Step, TrialSettings
@@ -39,14 +39,15 @@ def fit(
     policy: Policy, prepared: PreparedSet, frozen: Frozen, settings: TrialSettings, config: TrainConfig,
     *, report: Report, checkpoints: Checkpoints, curve_sets: Sequence[str] = (),
     reference_counts: Sequence[Counts] = (), worth_testing: WorthTesting = all_variants,
-    device: torch.device | None = None,
+    device: torch.device | None = None, is_leaving: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
-    """Tunes a policy; resumes from its last checkpoint when there is one.
+    """Tunes a policy; resumes from its last checkpoint when there is one, in the middle of an epoch, too.
 
     After every epoch ``report`` gets the epoch, its metrics and the counts of the validation sets, for the
     averaged weights; after the last one for all variants and the test sets too (`evaluate_tuned`), and the
     tuned weights are saved. Seconds are those of the epoch: ``train_s``, of which ``data_s`` waiting for
-    data, and ``eval_s``; ``busy_s`` is their sum over all epochs so far, those before a restart included.
+    data, and ``eval_s``; ``busy_s`` is their sum over all ranks and all epochs so far, those before a
+    restart included.
 
     Args:
         policy: holds the reference's weights; it is trained in place.
@@ -54,8 +55,10 @@ def fit(
             is measured after the last epoch.
         reference_counts: of the untouched model, where they are known.
         worth_testing: which variants are measured on test pictures.
+        is_leaving: asked by rank 0 after every step; a checkpoint is written when it says yes.
 
     Raises:
+        ConfigError: a batch has fewer pairs than there are ranks.
         DivergedError: the loss became NaN or infinite; the message says at which step.
     """
     device = device or torch.device("cpu")
@@ -65,11 +68,7 @@ def fit(
     pairs = Pairs.of(prepared, frozen, settings.pairs)
     steps_per_epoch = math.ceil(len(pairs) / config.batch_size)
     total_steps = steps_per_epoch * settings.epochs
-    if len(pairs) // steps_per_epoch < world:
-        raise ConfigError(
-            f"{len(pairs)} pairs in batches of {config.batch_size} leave one of {world} workers "
-            "without a pair; raise train.batch_size or lower workers"
-        )
+    check_batches(len(pairs), config.batch_size, world)
     step_of = Step(policy, frozen, settings, config, pairs.captions, device)
     average = BetaAverage(reference, total_steps, config.average_beta)
 
@@ -77,10 +76,10 @@ def fit(
         return evaluate_policy(policy, sets, frozen, variants, step_of.cast, device)
 
     reports: list[dict[str, Any]] = []
-    busy = 0.0
+    busy, part = 0.0, None
     if (state := load_state(checkpoints)) is not None:
-        reports = state["reports"]
-        busy = reports[-1]["busy_s"]
+        reports, part = state["reports"], state.get("part")
+        busy = part["busy_s"] if part else reports[-1]["busy_s"]
         for earlier in reports:  # whoever listened to them may be gone
             report(earlier | {AGAIN: earlier is not reports[-1]})
         if len(reports) < settings.epochs:
@@ -88,11 +87,29 @@ def fit(
             step_of.load_state_dict(state["optimizer"])
             average.load_state_dict(state["average"])
 
+    def save(part: dict[str, Any] | None = None) -> None:
+        weights = {n: w.detach() for n, w in policy.trainable_weights().items()}
+        state = {"reports": reports, "part": part, "weights": weights,
+                 "optimizer": step_of.state_dict(), "average": average.state_dict()}  # fmt: skip
+        save_state(checkpoints, state)
+
+    def is_due() -> bool:
+        minutes = config.minutes_between_checkpoints
+        return is_leaving() or 0 < 60 * minutes <= time.monotonic() - saved
+
+    saved = time.monotonic()
     for epoch in range(len(reports), settings.epochs):
-        began, waited = time.perf_counter(), 0.0
-        sums = torch.zeros(3, device=device)
-        batches = epoch_batches(pairs, config.batch_size, settings.seed, epoch, rank, world, device)
-        for step in range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch):
+        end = (epoch + 1) * steps_per_epoch
+        first, sums, before, waited = end - steps_per_epoch, torch.zeros(3), 0.0, 0.0
+        if part is not None:
+            first, sums, before, waited = (part[n] for n in ("step", "sums", "train_s", "data_s"))
+        part, sums = None, sums.to(device)
+        batches = epoch_batches(
+            pairs, config.batch_size, settings.seed, epoch, rank, world, device,
+            skipped=first % steps_per_epoch,
+        )  # fmt: skip
+        began = time.perf_counter()
+        for step in range(first, end):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
@@ -106,6 +123,11 @@ def fit(
                     f"lower the learning rate ({settings.learning_rate:g}) or beta"
                 )
             sums += values
+            if rank == 0 and step + 1 < end and is_due():  # all ranks have the same weights and sums
+                spent = time.perf_counter() - began
+                save({"step": step + 1, "sums": sums, "train_s": before + spent, "data_s": waited,
+                      "busy_s": busy + world * spent})  # fmt: skip
+                saved = time.monotonic()
         means = (sums / steps_per_epoch).tolist()
         spent = time.perf_counter() - began
 
@@ -124,8 +146,9 @@ def fit(
             counts = measure(prepared.evaluation_of("validation"), variants)
         policy.load_weights(tuned)
         metrics = dict(zip(("loss", "preference_loss", "kl"), means, strict=True))
-        metrics |= {"train_s": spent, "data_s": waited, "eval_s": time.perf_counter() - began}
-        busy += spent + metrics["eval_s"]
+        eval_s = time.perf_counter() - began
+        metrics |= {"train_s": before + spent, "data_s": waited, "eval_s": eval_s, "workers": float(world)}
+        busy += world * (spent + eval_s)
         reports.append(
             {
                 "epoch": epoch + 1,
@@ -140,8 +163,7 @@ def fit(
             if last:  # nothing is left to train, so the state need not hold what training needs
                 save_policy(checkpoints, variants)
                 save_state(checkpoints, {"reports": reports})
-            elif (epoch + 1) % config.epochs_between_checkpoints == 0:
-                state = {"reports": reports, "weights": tuned,
-                         "optimizer": step_of.state_dict(), "average": average.state_dict()}  # fmt: skip
-                save_state(checkpoints, state)
+            elif (epoch + 1) % config.epochs_between_checkpoints == 0 or is_due():
+                save()
+                saved = time.monotonic()
         report(reports[-1])

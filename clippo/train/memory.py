@@ -15,7 +15,7 @@ from clippo.config import SweepConfig
 from clippo.model import ClipModel, Policy, policy_of
 from clippo.train.step import autocast, resolved_precision
 
-PROCESS = 600_000_000  # Python with torch, open_clip and Ray: a round number [bytes]
+PROCESS = 700_000_000  # Python with torch, open_clip and Ray; pages shared with others count in part [bytes]
 COPIES = ("the reference", "the average", "gradients", "two of the optimizer")
 """Copies of what is trained, besides the weights themselves."""
 
@@ -79,13 +79,13 @@ def estimated_memory(config: SweepConfig, clip: ClipModel) -> Memory:
         ConfigError: ``model.trainable`` is not possible with this model.
     """
     policy = policy_of(clip, config.model.trainable).eval()
-    pairs = -(-config.train.batch_size // max(1, config.workers))
+    pairs = -(-config.train.batch_size // max(1, config.min_workers))
     one, two = (_kept(policy, clip, config, n) for n in (1, 2))
     return Memory(
         model=_bytes(clip.model.state_dict()),
         policy=_bytes(policy.state_dict()),
         trained=_bytes(policy.trainable_weights()),
-        copies=len(COPIES) + 1 + (config.workers > 1),  # the ranks exchange gradients through buffers
+        copies=len(COPIES) + 1 + (config.max_workers > 1),  # the ranks exchange gradients through buffers
         curve=2,  # the last weights, and one point of the curve at a time
         activations=two - one,
         fixed=max(0, 2 * one - two),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,8 +16,14 @@ import ray.train
 import ray.train.torch
 import ray.tune
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray._private.state import state as ray_state
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.controller.state import ResizingState, RestartingState
+from ray.train.v2.api.config import ScalingConfig  # ray.train has the same, with the types of its predecessor
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from clippo.config import ModelConfig, TrainConfig
@@ -27,12 +37,19 @@ from clippo.train.loop import FAILURE, fit
 from clippo.train.measure import WorthTesting, all_variants, evaluate_reference
 from clippo.train.step import Frozen, TrialSettings
 
+logger = logging.getLogger(__name__)
+
 LOST = "lost_workers"
 """Key of a report that says how often the workers of a trial were lost and started again."""
 
 POLL_S = "0.25"
 """How often a trial's workers are asked for their report [seconds]; they wait until they were. Ray's default,
 2 s, is longer than a short epoch takes."""
+
+RESIZE_S = 30.0  # how often a trial with a variable number of workers looks whether it may have more
+START_S = "20"  # how long so many workers as fit are waited for [seconds]
+NOTICE_S = 2.0  # how often Ray is asked whether a machine of the trial is about to go
+KEEP_S = 20.0  # how long a trial that gets other workers waits for a checkpoint of those that it has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +88,34 @@ class Job:
 
 
 def run_trial(
-    job: Job, *, name: str, workers: int, gpus_per_worker: float, storage: str, max_failures: int = 3
-) -> None:
+    job: Job, *, name: str, workers: tuple[int, int], gpus_per_worker: float, storage: str,
+    worker_timeout: float, max_failures: int = 3,
+) -> None:  # fmt: skip
     """Runs one trial to its end, reporting to Ray Tune after every epoch.
 
     Args:
+        workers: how many it starts with at the least, and may grow to.
+        worker_timeout: after which a worker that does not answer is taken for lost [seconds].
         name: names the Train run, so that a restarted trial continues it; and the lines of its log.
         storage: where Ray Train keeps its own state.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(worker_timeout)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", str(NOTICE_S))
+    fewest, most = workers
+    if fewest < most:  # how many fit is counted anew when the count was of a machine that has gone
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = START_S
     per_worker = {"CPU": 1.0} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-    callbacks: list[Any] = [_Reports()] if workers else []
+    watch = _Watch()
+    callbacks: list[Any] = [watch, _Reports(watch)] if most else []
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "local": workers == 0, "name": name},
+        train_loop_config={"job": job, "local": most == 0, "name": name},
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=most if fewest == most else workers,
             use_gpu=gpus_per_worker > 0,
-            resources_per_worker=per_worker if workers else None,
+            resources_per_worker=per_worker if most else None,
+            elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         run_config=RunConfig(
             name=name,
@@ -100,18 +127,92 @@ def run_trial(
     trainer.fit()
 
 
+class _Watch(WorkerGroupCallback, ControllerCallback):
+    """Counts how often the workers were lost, and has a checkpoint written before there are more of them.
+
+    Ray Train tells its controller's callbacks only, which are not public (Ray 2.60).
+    """
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self._workers: Any = None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        self._workers = worker_group
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, RestartingState):
+            self.lost += 1
+        elif isinstance(current_state, ResizingState):
+            try:
+                ray.get(self._workers.execute_single_async(0, _keep), timeout=2 * KEEP_S)
+            except RayError:
+                logger.warning("no checkpoint before the number of workers changes", exc_info=True)
+
+
 class _Reports(TuneReportCallback):
     """Forwards what rank 0 reports to Ray Tune, and how often the workers were lost and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: _Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # pyproject excuses ray, but not for super()
-        self._lost = 0
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self._lost += 1
+        self._watch = watch
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        super().after_report(run_context, [metrics[0] | {LOST: self._lost}], checkpoint)
+        super().after_report(run_context, [metrics[0] | {LOST: self._watch.lost}], checkpoint)
+
+
+# Between the loop of a worker and the controller, which calls `_keep` in another thread of that worker.
+_wanted = threading.Event()  # a checkpoint
+_kept = threading.Event()  # no step was made since the last one, or the loop waits for the controller
+
+
+def _keep() -> None:
+    """Has the loop write a checkpoint, and returns when it has."""
+    _wanted.set()
+    _kept.wait(KEEP_S)
+
+
+def _report(row: Mapping[str, Any]) -> None:
+    _kept.set()
+    ray.train.report(dict(row))
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """Checkpoints of which `_keep` hears."""
+
+    inner: Checkpoints
+
+    def read(self, name: str) -> bytes | None:
+        return self.inner.read(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        self.inner.write(name, data)
+        _wanted.clear()
+        _kept.set()
+
+
+class _Leaving:
+    """Whether a checkpoint is wanted: Ray has said that a machine of this trial will go, or `_keep` has."""
+
+    def __init__(self, *, local: bool) -> None:
+        self._local, self._known, self._asked = local, frozenset[str](), 0.0
+
+    def __call__(self) -> bool:
+        _kept.clear()
+        before, self._known = self._known, self._draining()
+        return _wanted.is_set() or bool(self._known - before)
+
+    def _draining(self) -> frozenset[str]:
+        """The nodes of this trial that are about to go."""
+        if not self._local:
+            # What ray.train.get_preemption_info tells, without its barrier of all ranks at every step.
+            info = get_train_context().preemption_context.preemption_info
+            return frozenset(info.preempted_node_ids) if info else frozenset()
+        if time.monotonic() < self._asked + NOTICE_S:
+            return self._known
+        self._asked = time.monotonic()
+        return frozenset({ray.get_runtime_context().get_node_id()} & ray_state.get_draining_nodes().keys())
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -121,14 +222,15 @@ def _train_worker(config: dict[str, Any]) -> None:
     clip, prepared, frozen = load_shared(job.shared)
     local: bool = config["local"]
     device = _device(job.shared) if local else ray.train.torch.get_device()
-    report = ray.tune.report if local else ray.train.report
+    report = ray.tune.report if local else _report
     if local or ray.train.get_context().get_world_rank() == 0:
         report = logged(report)
     try:
         fit(
             policy_of(clip, job.shared.model.trainable), prepared, frozen, job.settings, job.shared.train,
-            report=report, checkpoints=job.checkpoints, curve_sets=job.curve_sets,
+            report=report, checkpoints=_Noted(job.checkpoints), curve_sets=job.curve_sets,
             reference_counts=job.reference_counts, worth_testing=job.worth_testing, device=device,
+            is_leaving=_Leaving(local=local),
         )  # fmt: skip
     except TrialError as error:  # would come again on every retry; all ranks are here
         report({FAILURE: str(error)})

@@ -158,8 +158,12 @@ def sweep_of(entry_point: str) -> SweepConfig:
 
 def arithmetic_problems(sweep: SweepConfig, have: Mapping[str, float]) -> Iterator[str]:
     """More trials at once than the whole cluster can run."""
-    processes = max(1, sweep.workers)
-    each = {"CPU": processes, "GPU": processes * sweep.gpus_per_worker, "trial_driver": min(1, sweep.workers)}
+    processes = max(1, sweep.min_workers)
+    each = {
+        "CPU": processes,
+        "GPU": processes * sweep.gpus_per_worker,
+        "trial_driver": min(1, sweep.min_workers),
+    }
     if not sweep.gpus_per_worker:
         yield "the trials use no GPU"
     for kind, number in each.items():

@@ -23,6 +23,7 @@ from tests.conftest import ROOT, SMALL_SWEEP, S3Server, free_ports
 
 BIN = Path(sys.executable).parent
 FAKE_HEAD_NODE_ID = f"{0:0>5}".rjust(56, "f")
+OBJECT_STORE = "--object-store-memory=200000000"
 FLAGS = [*SMALL_SWEEP, "--search.trials", "1", "--search.concurrency", "1", "--search.confirm", "0"]
 FLAGS += ["--search.baselines"]
 
@@ -50,6 +51,7 @@ class RayCluster:
             "OMP_NUM_THREADS": "1",
             "CLIPPO_CACHE": str(folder / "cache"),
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            "RAY_memory_monitor_refresh_ms": "0",  # each node would kill its own for what all others take
             "RAY_health_check_period_ms": "1000",  # five of these without an answer, and a node is lost
             "AWS_ENDPOINT_URL": server.endpoint,
             "AWS_ACCESS_KEY_ID": server.key,
@@ -61,7 +63,7 @@ class RayCluster:
         self.user = plain | {"RAY_API_SERVER_ADDRESS": self._dashboard}
         self._head = [
             "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-            "--num-cpus=0", '--resources={"trial_driver": 3}',
+            "--num-cpus=0", '--resources={"trial_driver": 3}', OBJECT_STORE,
             *(self._autoscaling() if autoscaled else []),
         ]  # fmt: skip
 
@@ -95,16 +97,16 @@ class RayCluster:
         file.write_text(yaml.safe_dump(config))
         return [f"--autoscaling-config={file}"]
 
-    def _start(self, *flags: str) -> None:
+    def _start(self, *flags: str, **environment: str) -> None:
         agent, metrics = free_ports(2)
         command = [BIN / "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         # A node unpacks what a job brings with it anew, even over the folder of a node that shares its own.
         command += [f"--temp-dir={self._folder / f'{len(self._nodes)}'}"]
-        command += ["--object-store-memory=200000000", *flags]
+        command += flags
         with (self._folder / f"node-{len(self._nodes)}.log").open("wb") as log:
             node = subprocess.Popen(
-                command, env=self._machine, stdout=log, stderr=log, start_new_session=True
+                command, env=self._machine | environment, stdout=log, stderr=log, start_new_session=True
             )
         self._nodes.append(node)
 
@@ -117,12 +119,36 @@ class RayCluster:
 
     def workers(self) -> int:
         """Worker nodes that are alive."""
-        raylets = [n["raylet"] for n in self._asked("/nodes?view=summary")["data"]["summary"]]
-        return sum(r["state"] == "ALIVE" and not r["isHeadNode"] for r in raylets)
+        return len(self.nodes())
 
-    def add_node(self, cpus: int = 2) -> None:
+    def nodes(self) -> list[str]:
+        """Their ids."""
+        return [
+            n["node_id"] for n in self._listed("nodes") if n["state"] == "ALIVE" and not n["is_head_node"]
+        ]
+
+    def actors(self, kind: str) -> list[dict[str, Any]]:
+        """The actors of a class that are alive."""
+        return [a for a in self._listed("actors") if a["class_name"] == kind and a["state"] == "ALIVE"]
+
+    def _listed(self, what: str) -> list[dict[str, Any]]:
+        """What the head knows now; what the dashboard shows of nodes may be minutes old."""
+        answer = self._asked(f"/api/v0/{what}?limit=10000&detail=true")
+        found: list[dict[str, Any]] = answer["data"]["result"]["result"]
+        return found
+
+    def add_node(self, cpus: int = 2, *flags: str, **environment: str) -> None:
         """One machine more, as an autoscaler would start it; it joins within seconds."""
-        self._start(f"--address={self._address}", f"--num-cpus={cpus}")
+        flags = flags or (OBJECT_STORE,)
+        self._start(f"--address={self._address}", f"--num-cpus={cpus}", *flags, **environment)
+
+    def drain_node(self, node: str, seconds: int) -> None:
+        """A machine is told that it will be taken away, as by whoever passes a cloud's notice on to Ray."""
+        told = self.ray(
+            "drain-node", "--address", self._address, "--node-id", node, "--reason-message", "spot",
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", f"{seconds}",
+        )  # fmt: skip
+        assert told.returncode == 0, told.stdout + told.stderr
 
     def kill_driver(self, sweep: str) -> None:
         """The driver of a submitted sweep is gone at once, as by the kernel out of memory."""
@@ -137,9 +163,10 @@ class RayCluster:
         newest = subprocess.run(raylets, capture_output=True, text=True, check=True).stdout
         os.kill(int(newest), signal.SIGKILL)
 
-    def lose_node(self) -> None:
-        """The machine that was added last is gone at once, as a spot machine without a notice."""
-        node = next(node for node in reversed(self._nodes) if node.poll() is None)
+    def lose_node(self, *, oldest: bool = False) -> None:
+        """The machine that was added last, or first, is gone at once, as a spot machine without a notice."""
+        nodes = self._nodes[1:] if oldest else reversed(self._nodes)
+        node = next(node for node in nodes if node.poll() is None)
         os.killpg(node.pid, signal.SIGKILL)
         node.wait()
 

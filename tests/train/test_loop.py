@@ -1,10 +1,11 @@
 """The loop: equal configurations give equal trajectories."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -317,19 +318,68 @@ def test_killed_after_an_epoch_and_resumed_equals_uninterrupted(
             assert torch.equal(weight, found[variant][name]), (variant, name)
 
 
+class MachineGoneError(Exception):
+    pass
+
+
+def told_after(steps: int) -> Callable[[], bool]:
+    """A machine that is told after so many steps that it will go, and goes two steps later."""
+    asked = itertools.count(1)
+
+    def is_leaving() -> bool:
+        if (step := next(asked)) == steps + 2:
+            raise MachineGoneError
+        return step == steps
+
+    return is_leaving
+
+
+@pytest.mark.parametrize("steps", [4, 13])
+def test_told_to_go_and_resumed_in_mid_epoch_equals_undisturbed(
+    steps: int, clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    whole = run(clip, small_set, frozen, tmp_path / "whole", KTO)
+    with pytest.raises(MachineGoneError):
+        run(clip, small_set, frozen, tmp_path / "told", KTO, is_leaving=told_after(steps))
+    trained: list[None] = []
+    resumed = run(
+        clip, small_set, frozen, tmp_path / "told", KTO, is_leaving=lambda: bool(trained.append(None))
+    )
+    assert len(trained) == 18 - steps, "no step was made again; the last one of an epoch does not ask"
+    assert [r["evals"] for r in resumed] == [r["evals"] for r in whole]
+    losses = [[r["metrics"]["loss"] for r in reports] for reports in (resumed, whole)]
+    assert losses[0] == losses[1]
+    for name, weight in tuned_in(tmp_path / "whole")["averaged"].items():
+        assert torch.equal(weight, tuned_in(tmp_path / "told")["averaged"][name]), name
+
+
+def test_a_long_epoch_is_kept_every_so_often(
+    clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, minutes_between_checkpoints=1e-9)
+    with pytest.raises(MachineGoneError):
+        run(clip, small_set, frozen, tmp_path, config=config, is_leaving=told_after(5))
+    state = load_state(FileCheckpoints(tmp_path))
+    assert state is not None
+    assert (state["part"]["step"], state["reports"]) == (6, [])
+
+
 def _rank(rank: int, port: int, clip: ClipModel, folder_of_set: Path, frozen: Frozen, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for size in (0, 3):
         config = dataclasses.replace(UNEVEN, micro_batch=size)
         run(clip, open_prepared(folder_of_set), frozen, folder / str(size), KTO, config)
+    run(clip, open_prepared(folder_of_set), frozen, folder / "grown", KTO, UNEVEN)
     dist.destroy_process_group()
 
 
-def test_two_workers_give_the_trajectory_of_one_also_in_micro_batches(
+def test_two_workers_give_the_trajectory_of_one_also_in_micro_batches_and_after_one_has_begun(
     clip: ClipModel, small_set: PreparedSet, small_cache: Path, frozen: Frozen, tmp_path: Path
 ) -> None:
     run(clip, small_set, frozen, tmp_path / "one", KTO, UNEVEN)
+    with pytest.raises(MachineGoneError):
+        run(clip, small_set, frozen, tmp_path / "two/grown", KTO, UNEVEN, is_leaving=told_after(7))
     from tests.conftest import free_ports
 
     torch.multiprocessing.spawn(
@@ -337,7 +387,7 @@ def test_two_workers_give_the_trajectory_of_one_also_in_micro_batches(
         args=(free_ports(1)[0], clip, small_cache / small_set.digest, frozen, tmp_path / "two"),
         nprocs=2,
     )
-    for size in ("0", "3"):
+    for size in ("0", "3", "grown"):
         two = tmp_path / "two" / size
         assert_same_change(clip, tuned_in(tmp_path / "one")["last"], tuned_in(two)["last"])
         assert losses_in(two) == pytest.approx(losses_in(tmp_path / "one"), rel=1e-4), size
