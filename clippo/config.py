@@ -17,9 +17,6 @@ from clippo.errors import ConfigError
 
 Range = tuple[float, float]
 
-RETENTION_SETS = ("clean/seen", "clean/held_out", "reading/held_out")
-ROBUSTNESS_SETS = ("attacked/seen", "attacked/held_out")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -163,10 +160,12 @@ class SearchConfig:
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "tpe"
     """How settings are proposed: tree-structured Parzen estimators, evolution (nsga2, nsga3), Gaussian
     processes, quasi-random or random points."""
-    objectives: tuple[str, ...] = ("robustness", "retention")
-    """What the search weighs against each other, two or three of: robustness, retention, accuracy:SET and
-    attack_success_rate:SET of any evaluation set (such as reading/held_out), device_s (seconds of device time
-    of a trial). The last two are minimised."""
+    objectives: tuple[str, ...] = ()
+    """What the search weighs against each other, two or three of: the task's goal (such as robustness),
+    retention, accuracy:SET and attack_success_rate:SET of any evaluation set (such as reading/held_out),
+    device_s (seconds of device time of a trial). The last two are minimised. None: goal and retention."""
+    pairs: tuple[str, ...] = ()
+    """Kinds of the task's preference pairs to choose from. None: its first."""
     min_retention: float = 0.0
     """Retention below this counts as infeasible to the sampler, however robust; 0: no bound [share]."""
     replicates: int = 1
@@ -212,7 +211,7 @@ class SearchConfig:
             0 <= self.min_retention <= 1, "search.min_retention", self.min_retention, "a share in [0, 1]"
         )
         _require(
-            2 <= len(set(self.objectives)) == len(self.objectives) <= 3,
+            not self.objectives or 2 <= len(set(self.objectives)) == len(self.objectives) <= 3,
             "search.objectives",
             self.objectives,
             "two or three different ones",
@@ -251,10 +250,12 @@ class SweepConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    retention_sets: tuple[str, ...] = RETENTION_SETS
-    """Evaluation sets whose accuracy must be kept; retention is the mean over them of policy / reference."""
-    robustness_sets: tuple[str, ...] = ROBUSTNESS_SETS
-    """Attacked evaluation sets; robustness is the share correct over all their pictures."""
+    retention_sets: tuple[str, ...] = ()
+    """Evaluation sets whose accuracy must be kept; retention is the mean over them of policy / reference.
+    None: the task's."""
+    goal_sets: tuple[str, ...] = ()
+    """Evaluation sets of the task's goal; robustness is the share correct over all their pictures. None: the
+    task's."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, "workers", self.workers, "at least 0")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from clippo import demo
 from clippo.config import ModelConfig
 from clippo.errors import ConfigError, ModelError, StoreError
+from clippo.evaluate.words import Words
 from clippo.front.counts import REFERENCE
 from clippo.front.front import Point
 from clippo.front.points import front_of
@@ -194,7 +195,8 @@ def _card(
 ) -> str:
     """What a user of the weights must know, as Markdown."""
     trial_id = trial["trial_id"]
-    points = {(p.trial_id, p.variant): p for p in front_of(store, sweep).points}
+    front = front_of(store, sweep)
+    points = {(p.trial_id, p.variant): p for p in front.points}
     if variant in ("alpha=1", "t=1"):
         variant = AVERAGED
     settings = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable")
@@ -202,7 +204,7 @@ def _card(
     own = ":" in model.name or model.name == demo.MODEL_NAME
     base = f"{model.name}, {model.pretrained or ('its own weights' if own else 'random weights')}"
     lines = [
-        f"# {base}, tuned against typographic attacks",
+        f"# {base}, {front.words.tuned}",
         "",
         f"Trial `{trial_id}` of sweep `{sweep}`, weights `{variant}`, made with",
         f"clippo {trial['code_version']} by preference optimisation (Afzali et al., arXiv 2411.08923).",
@@ -213,9 +215,10 @@ def _card(
         "",
         f"Licence: {licence}.",
         "",
+        *([front.words.card, ""] if front.words.card else []),
         "## Numbers",
         "",
-        *_numbers(points.get(ENDS.get(variant, (trial_id, variant)))),
+        *_numbers(points.get(ENDS.get(variant, (trial_id, variant))), front.words),
         "",
         "## Settings",
         "",
@@ -231,20 +234,20 @@ def _card(
     return "\n".join(lines)
 
 
-def _numbers(point: Point | None) -> list[str]:
+def _numbers(point: Point | None, words: Words) -> list[str]:
     if point is None:
         return ["This point of the curve was not measured; the measured ones are in the sweep's front."]
-    robust, kept = (
+    goal, kept = (
         "{:.3f} ({:.3f} to {:.3f})".format(value, *interval)
         for value, interval in (
-            (point.robustness, point.robustness_interval),
+            (point.goal, point.goal_interval),
             (point.retention, point.retention_interval),
         )
     )
     return [
         "On validation pictures, which steered the search, with 90 % intervals from the counts:",
         "",
-        f"- robustness (share of attacked pictures labelled right): {robust}",
+        f"- {words.goal}{f' ({words.meaning})' if words.meaning else ''}: {goal}",
         f"- retention (tuned / untouched accuracy): {kept}",
         "",
         "On test pictures, which neither tuning nor the search saw:",

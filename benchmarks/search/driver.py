@@ -20,6 +20,7 @@ import numpy as np
 import optuna
 
 from benchmarks.common import RESULTS, Line, Spread, finish, load, program, results_folder, the_console
+from benchmarks.search.simulate import OBJECTIVES
 from clippo.config import SearchConfig
 from clippo.sweep.search import Outcome, Search
 from clippo.sweep.space import draw
@@ -51,10 +52,13 @@ def work(sampler: str, finished: int, repeats: int, measured: Connection) -> Non
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     logging.disable(logging.WARNING)
     known = history(finished, seed=0)
-    config = SearchConfig(trials=finished + repeats + RUNNING, concurrency=RUNNING, sampler=sampler)  # type: ignore[arg-type]
+    config = SearchConfig(
+        trials=finished + repeats + RUNNING, concurrency=RUNNING, sampler=sampler,  # type: ignore[arg-type]
+        objectives=OBJECTIVES.names,
+    )  # fmt: skip
     rng = np.random.default_rng(1)
     began = time.perf_counter()
-    search = Search(config, lambda report: numbers(report["settings"], rng), known=known)
+    search = Search(config, lambda report: numbers(report["settings"], rng), OBJECTIVES, known=known)
     proposed = [search.suggest(str(i)) for i in range(RUNNING)]
     measured.send(time.perf_counter() - began)
     for i in range(repeats):

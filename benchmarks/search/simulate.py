@@ -17,13 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.search.table import TABLE
-from clippo.config import RETENTION_SETS, ROBUSTNESS_SETS
-from clippo.evaluate.objectives import Counts, objectives
+from clippo.config import DataConfig
+from clippo.evaluate.objectives import Counts
 from clippo.front import hypervolume, pareto_mask
+from clippo.tasks import TypographicTask
 
 Floats = NDArray[np.float64]
 WORKERS = 4
 LEAST_RETENTION = 0.9
+OBJECTIVES = TypographicTask.objectives(DataConfig())
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ class Tabular:
         validation, test = np.full((*shape, epochs, 2), np.nan), np.full((*shape, 2), np.nan)
 
         def reached(found: list[Counts], split: str) -> list[float]:
-            sets: dict[str, Any] = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
-            return list(objectives(found, before, split=split, **sets).values())
+            return list(OBJECTIVES.values(found, before, split=split).values())
 
         for (loss, beta, kl, rate, seed, epoch), found in counts.items():
             where = (

@@ -12,14 +12,14 @@ import optuna
 from numpy.typing import NDArray
 from optuna import samplers
 
-from benchmarks.search.simulate import WORKERS, Strategy, Tabular
+from benchmarks.search.simulate import OBJECTIVES, WORKERS, Strategy, Tabular
 from clippo.config import SearchConfig
 from clippo.front import pareto_mask
 from clippo.sweep.scheduler import Decision, Halving, epsilon_net
 from clippo.sweep.search import Search
 from clippo.sweep.space import draw
 
-OBJECTIVES = ("robustness", "retention")
+NAMES = OBJECTIVES.names
 
 
 class NoBetter:
@@ -59,12 +59,16 @@ class Ours:
             concurrency=WORKERS,
             epochs=(table.epochs, table.epochs),
             seed=seed,
+            objectives=NAMES,
             **more,
         )
         self._stopped: set[str] = set()
         self._halving = halving
         self._search = Search(
-            self._config, lambda report: report["numbers"], was_stopped=self._stopped.__contains__
+            self._config,
+            lambda report: report["numbers"],
+            OBJECTIVES,
+            was_stopped=self._stopped.__contains__,
         )
         # What ends a simulated sweep is its budget of epochs, and stopped trials leave room for more.
         self._search.config = replace(self._config, trials=budget)
@@ -82,7 +86,7 @@ class Ours:
         return True
 
     def end(self, number: int, epoch: int, values: Sequence[float], stopped: bool) -> None:
-        self._search.on_trial_complete(str(number), {"numbers": dict(zip(OBJECTIVES, values, strict=True))})
+        self._search.on_trial_complete(str(number), {"numbers": dict(zip(NAMES, values, strict=True))})
 
 
 class Optuna:
@@ -150,7 +154,7 @@ class SyneTune:
 
     def _result(self, epoch: int, values: Sequence[float]) -> dict[str, Any]:
         shifted = [value + by for value, by in zip(values, self._shift, strict=True)]
-        return dict(zip(OBJECTIVES, shifted, strict=True)) | {"epoch": epoch}
+        return dict(zip(NAMES, shifted, strict=True)) | {"epoch": epoch}
 
 
 class Repaired:
@@ -177,7 +181,7 @@ def moasha(table: Tabular, seed: int, **more: Any) -> SyneTune:
     np.random.seed(seed)  # noqa: NPY002
     return SyneTune(
         lambda space: MOASHA(
-            space, list(OBJECTIVES), do_minimize=False, time_attr="epoch", max_t=table.epochs,
+            space, list(NAMES), do_minimize=False, time_attr="epoch", max_t=table.epochs,
             grace_period=1, reduction_factor=3, random_seed=seed, **more,
         )
     )  # fmt: skip
@@ -194,7 +198,7 @@ def ehvi(table: Tabular, seed: int) -> SyneTune:
     reference = table.reference_points[0]
     shift = [2.0 - value for value in reference]
     return SyneTune(
-        lambda space: EHVI(space, list(OBJECTIVES), do_minimize=False, random_seed=seed), shift
+        lambda space: EHVI(space, list(NAMES), do_minimize=False, random_seed=seed), shift
     )  # fmt: skip
 
 
@@ -206,7 +210,7 @@ def evolution(table: Tabular, seed: int) -> SyneTune:
     np.random.seed(seed)  # noqa: NPY002
     return SyneTune(
         lambda space: SingleFidelityScheduler(
-            space, list(OBJECTIVES), do_minimize=False, random_seed=seed,
+            space, list(NAMES), do_minimize=False, random_seed=seed,
             searcher=MultiObjectiveRegularizedEvolution(
                 space, population_size=20, sample_size=5, random_seed=seed,
                 multiobjective_priority=Repaired(),

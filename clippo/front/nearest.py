@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clippo.front.counts import CONFIRM, REFERENCE, SETTINGS, SplitCounts, coded, position
+from clippo.evaluate.objectives import Objectives
+from clippo.front.counts import CONFIRM, REFERENCE, SETTINGS, coded, position, split_of
 from clippo.front.evidence import distances
 from clippo.front.uncertainty import Array
 from clippo.results import ResultStore, View
@@ -22,16 +23,14 @@ LARGE = 5_000
 NEAREST = 2_000
 """Trials of a larger sweep that it takes: preference optimisation's and baselines', that many of each."""
 TUNING_LOSS = "cross_entropy"
-COLUMNS = ("trial_id", "variant", "eval_set", "epoch", "n_correct", "n_total")
+COLUMNS = ("trial_id", "variant", "eval_set", "epoch")
 
 
 def nearest_trials(
     store: ResultStore,
     sweep: str,
     trials: pa.Table,
-    *,
-    robustness_sets: Sequence[str],
-    retention_sets: Sequence[str],
+    objectives: Objectives,
 ) -> pa.Table:
     """The rows of those trials whose settings have a point closest to the front.
 
@@ -44,8 +43,7 @@ def nearest_trials(
         return trials
     settings = _settings(trials).dictionary_encode()
     setting_T = settings.indices.to_numpy()
-    sets = [f"validation/{s}" for s in (*robustness_sets, *retention_sets)]
-    off_K = _distances(store, sweep, ids, setting_T, sets, attacked=len(robustness_sets))
+    off_K = _distances(store, sweep, ids, setting_T, objectives)
     tuned = trials.filter(pc.equal(trials["loss"], TUNING_LOSS))
     tuned_K = pc.is_in(settings.dictionary, value_set=_settings(tuned)).to_numpy(zero_copy_only=False)
     near_K = np.zeros(len(off_K), dtype=np.bool_)
@@ -56,11 +54,13 @@ def nearest_trials(
 
 
 def _distances(
-    store: ResultStore, sweep: str, ids: Sequence[str], setting_T: NDArray[np.int32], sets: Sequence[str], *,
-    attacked: int,
-) -> NDArray[np.float64]:  # fmt: skip
+    store: ResultStore, sweep: str, ids: Sequence[str], setting_T: NDArray[np.int32], objectives: Objectives
+) -> NDArray[np.float64]:
     """How far off the front the closest point of each setting is, at the end: (K,), inf for none."""
-    evals = store.evals(sweep, View(columns=COLUMNS, where={"eval_set": sets}, dictionary=True))
+    goal, sets = objectives.goal, [f"validation/{s}" for s in objectives.sets]
+    counted = ["n_correct", "n_total"] + ["n_fooled"] * (goal.measure == "fooled")
+    wanted = View(columns=(*COLUMNS, *counted), where={"eval_set": sets}, dictionary=True)
+    evals = store.evals(sweep, wanted)
     trial, _ = coded(evals["trial_id"], ids)
     variant, variants = coded(evals["variant"])
     which, _ = coded(evals["eval_set"], sets)
@@ -76,12 +76,11 @@ def _distances(
     cell[(trial < 0) | (epoch < last_epoch[trial])] = cells  # beyond the last one
     del trial, variant, which, epoch  # hundreds of megabytes
     # The sums over the seeds have the ratios that the means have.
-    correct_PS: Array
-    total_PS: Array
-    correct_PS, total_PS = (
+    counts: list[Array] = [
         np.bincount(cell, evals[n].to_numpy(), cells + 1)[:cells].reshape(-1, len(sets)).view(np.float64)
-        for n in ("n_correct", "n_total")
-    )
+        for n in counted
+    ]
+    correct_PS, total_PS = counts[:2]
     del evals, cell
     pa.default_memory_pool().release_unused()
 
@@ -92,7 +91,8 @@ def _distances(
     if not untouched.any() or not correct_PS[complete[untouched][0]].all():
         return np.zeros(n_settings)  # whoever reads the counts will say what is wrong
     complete = np.concatenate([complete[untouched], complete[~untouched]])  # the first one of SplitCounts
-    split = SplitCounts(correct_PS=correct_PS[complete], total_PS=total_PS[complete], attacked=attacked)
+    kept = tuple(c[complete] for c in (correct_PS, total_PS, counts[-1]))
+    split = split_of(kept, sets, "validation", objectives, {})
     off_K = np.full(n_settings, np.inf)
     np.minimum.at(off_K, complete // len(variants), distances(split.objectives()).min(axis=1))
     off_K[setting_T[ids.index(REFERENCE)]] = np.inf  # it takes no other's place

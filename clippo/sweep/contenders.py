@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from clippo.evaluate import Counts, objectives
+from clippo.evaluate import Counts
+from clippo.evaluate.objectives import Objectives
 from clippo.front import pareto_mask
 from clippo.front.counts import AVERAGED
 
 Place = tuple[float, float]
-"""Robustness and retention on validation pictures."""
+"""Goal and retention on validation pictures, as gains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,7 @@ class Contenders:
     """
 
     reference: tuple[Counts, ...]
-    robustness_sets: tuple[str, ...]
-    retention_sets: tuple[str, ...]
+    objectives: Objectives
     rivals: tuple[Place, ...] | None
 
     def __call__(self, counts: Sequence[Counts]) -> set[str]:
@@ -52,14 +52,10 @@ class Contenders:
         by_variant: dict[str, list[Counts]] = defaultdict(list)
         for c in counts:
             by_variant[c.variant].append(c)
-        places = {}
-        for variant, own in by_variant.items():
-            found = objectives(
-                own, self.reference, split="validation",
-                robustness_sets=self.robustness_sets, retention_sets=self.retention_sets,
-            )  # fmt: skip
-            places[variant] = found["robustness"], found["retention"]
-        return places
+        return {
+            variant: self.objectives.place(self.objectives.values(own, self.reference, split="validation"))
+            for variant, own in by_variant.items()
+        }
 
 
 def _front(places: Iterable[Place]) -> list[Place]:

@@ -22,7 +22,7 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from clippo.config import SearchConfig
-from clippo.evaluate.objectives import is_maximised
+from clippo.evaluate.objectives import Objectives
 from clippo.sweep.space import distributions, draw, params_of
 from clippo.train.loop import FAILURE
 
@@ -74,6 +74,7 @@ class Search(Searcher):
 
     Args:
         score: what Optuna is told of a trial.
+        objectives: the task's own, which say what is minimised.
         trainable: what the policy trains; a transform has a setting more.
         finished: settings and outcome of this sweep's trials that earlier runs finished, by number.
         unfinished: trials that were running when the driver died; they are proposed first, as their next
@@ -88,7 +89,7 @@ class Search(Searcher):
     """
 
     def __init__(
-        self, search: SearchConfig, score: Score, *, trainable: str = "image",
+        self, search: SearchConfig, score: Score, objectives: Objectives, *, trainable: str = "image",
         finished: Mapping[int, tuple[Mapping[str, Any], Outcome]] | None = None,
         unfinished: Sequence[Proposal] = (), others: Sequence[Proposal] = (),
         known: Sequence[tuple[Mapping[str, Any], Outcome]] = (),
@@ -110,7 +111,7 @@ class Search(Searcher):
         self._trials = max(search.trials, self._next_number)  # a resume may ask for fewer than were begun
         self.ended: str | None = None  # why, where it was not for want of trials
         self.study = optuna.create_study(
-            directions=["maximize" if is_maximised(o) else "minimize" for o in search.objectives],
+            directions=objectives.directions(search.objectives),
             sampler=_sampler(search, self._next_number),
         )
         for settings, outcome in known:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
-from clippo.config import RETENTION_SETS, ROBUSTNESS_SETS
 from tests.conftest import ROOT, clippo, processes_of
+from tests.front.sweeps import OBJECTIVES
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -182,8 +182,8 @@ def front_of_rows(
     untouched = accuracy["reference", "reference"]
 
     def point(key: tuple[str, str]) -> tuple[float, float]:
-        right, of = zip(*(counts[key][name] for name in ROBUSTNESS_SETS), strict=True)
-        kept = [min(1.0, accuracy[key][name] / untouched[name]) for name in RETENTION_SETS]
+        right, of = zip(*(counts[key][name] for name in OBJECTIVES.goal.sets), strict=True)
+        kept = [min(1.0, accuracy[key][name] / untouched[name]) for name in OBJECTIVES.retention_sets]
         return sum(right) / sum(of), sum(kept) / len(kept)
 
     # alpha=0 are the weights of the untouched model, which is there under its own name

@@ -26,6 +26,7 @@ from clippo.sweep.metrics import SweepMetrics
 from clippo.sweep.scheduler import Decision, Halving, HalvingScheduler, epsilon_net
 from clippo.sweep.search import Proposal, Search
 from clippo.train.loop import AGAIN
+from tests.front.sweeps import OBJECTIVES
 
 # few values, so that ties, duplicates and constant objectives are the rule; exact in every scale below
 value = st.integers(-4, 4).map(lambda i: i / 4)
@@ -389,8 +390,11 @@ def sweep_of(
         with_evidence(), values_of, lambda i, epoch, decision: decisions.append((i, epoch, decision.stop))
     )
     search = Search(
-        SearchConfig(trials=1, epochs=(1, 3), learning_rate=(0.01, 1.0), losses=("dpo",)),
+        SearchConfig(
+            trials=1, epochs=(1, 3), learning_rate=(0.01, 1.0), losses=("dpo",), objectives=OBJECTIVES.names
+        ),
         numbers_of,
+        OBJECTIVES,
         unfinished=[p for p in proposals if p.trial_id.isdigit()],
         others=[p for p in proposals if not p.trial_id.isdigit()],
         was_stopped=scheduler.stopped.__contains__,
@@ -426,7 +430,7 @@ def test_ray_stops_trials_in_their_own_process(own_ray: None, tmp_path: Path) ->
         ],
         workers=0,
         folder=tmp_path,
-        watchers=[SweepMetrics("watched", numbers_of, [(0.0, 1.0)])],
+        watchers=[SweepMetrics("watched", numbers_of, OBJECTIVES, [{"robustness": 0.0, "retention": 1.0}])],
     )
     epochs = {"00000": [1], "00001": [1], "00002": [1, 2, 3], "00003": [1], "cross_entropy": [1, 2, 3]}
     assert swept.log.reports == epochs

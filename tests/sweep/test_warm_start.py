@@ -46,7 +46,7 @@ def test_a_sweep_is_known_by_what_its_trials_reached(store: ResultStore) -> None
         assert {k: settings[k] for k in point.settings} == point.settings
         assert outcome.numbers is not None
         found = (outcome.numbers["robustness"], outcome.numbers["retention"])
-        assert found == pytest.approx((point.robustness, point.retention))
+        assert found == pytest.approx((point.goal, point.retention))
 
 
 def test_a_whole_store_but_never_the_own_sweep(store: ResultStore) -> None:

@@ -15,7 +15,7 @@ import torch.multiprocessing
 
 from clippo.config import TrainConfig
 from clippo.errors import DivergedError
-from clippo.evaluate import Counts, objectives
+from clippo.evaluate import Counts, Goal, Objectives
 from clippo.model import ClipModel, Policy, policy_of
 from clippo.prepared import PreparedSet, open_prepared
 from clippo.train import FileCheckpoints, TrialSettings, evaluate_reference, fit
@@ -94,10 +94,9 @@ def test_tuning_makes_robust(
 
     def robustness(counts: list[Counts]) -> float:
         sets = ("attacked/seen", "attacked/held_out")
-        found = objectives(
-            counts, reference, split="test", robustness_sets=sets, retention_sets=("clean/seen",)
-        )
-        return found["robustness"]
+        goal = Goal(name="robustness", measure="right", sets=sets)
+        own = Objectives(goal=goal, retention_sets=("clean/seen",))
+        return own.values(counts, reference, split="test")["robustness"]
 
     tuned = [Counts(**e) for e in reports[-1]["evals"] if e["variant"] == "last"]
     assert robustness(tuned) > robustness(reference) + 0.15
