@@ -16,7 +16,7 @@ from clippo.errors import ConfigError
 DEPTH = 4
 """Places that are stored, as a multiple of k: resamples fill their top k from them."""
 
-CHUNK = 4_000_000  # places that are resampled at once
+CHUNK = 1_000_000  # places that are resampled at once
 
 Floats = NDArray[np.float64]
 
@@ -119,14 +119,18 @@ class RankingTable:
             counted_LG: NDArray[np.int64] = (one_hot_LMG & (place_M < self.k_L[:, None])[..., None]).sum(1)
             return counted_LG
         counted_RLG = np.empty((len(taken_RN), len(self), groups), dtype=np.int64)
+        # Draws last, so that all that follows runs along contiguous numbers.
+        taken_NR = np.ascontiguousarray(taken_RN.T)
         step = max(1, CHUNK // max(1, len(taken_RN) * self.groups_LM.shape[1]))
         for start in range(0, len(self), step):
             some = slice(start, start + step)
-            taken_RLM = taken_RN[:, self.pictures_LM[some]].astype(np.int32)
-            before_RLM = np.cumsum(taken_RLM, axis=-1, dtype=np.int32) - taken_RLM
-            in_top_RLM = np.clip(self.k_L[some, None].astype(np.int32) - before_RLM, 0, taken_RLM)
-            for g in range(groups):
-                counted_RLG[:, some, g] = (in_top_RLM * one_hot_LMG[some, :, g]).sum(-1)
+            taken_LMR = taken_NR[self.pictures_LM[some]]
+            left_LMR = np.cumsum(taken_LMR, axis=1, dtype=np.int16)
+            np.subtract(self.k_L[some, None, None].astype(np.int16), left_LMR, out=left_LMR)
+            left_LMR += taken_LMR
+            in_top_LMR = np.clip(left_LMR, 0, taken_LMR, out=left_LMR)
+            one_hot_LGM = one_hot_LMG[some].transpose(0, 2, 1).astype(np.float32)
+            counted_RLG[:, some] = (one_hot_LGM @ in_top_LMR.astype(np.float32)).transpose(2, 0, 1)
         return counted_RLG
 
     def skews(self, taken_RN: NDArray[np.integer] | None = None) -> Floats:

@@ -42,7 +42,7 @@ RANKING_COLUMNS = (
     "trial_id", "attempt", "epoch", "eval_set", "variant", "k", "pictures", "groups", "group_names",
     "majority",
 )  # fmt: skip
-SPREAD_DRAWS = 200
+SPREAD_DRAWS, MOST_RESAMPLES = 200, 500  # more draws take them again, with other noise of the counts
 MOST_SPREAD = 500  # points whose spread is drawn; that of others lies between those of similar ones
 SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "orthogonality", "epochs", "seed")
 OWN_CLASSES = ("seen", "held_out")
@@ -107,9 +107,9 @@ class Ranked:
         """How far off it may be: resamples of the pictures, the same for all points, (R, P), of mean 0."""
         if not len(self.table):
             return np.zeros((draws, self.points))
-        taken = resamples(int(self.table.pictures_LM.max()) + 1, draws)
+        taken = resamples(int(self.table.pictures_LM.max()) + 1, min(draws, MOST_RESAMPLES))
         found = self.mean(self.table.skews(taken))
-        return found - found.mean(axis=0)
+        return np.resize(found - found.mean(axis=0), (draws, self.points))
 
     def spread(self) -> Array:
         """The standard deviation of that, (P,)."""
