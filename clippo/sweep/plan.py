@@ -24,16 +24,17 @@ from clippo.sweep.mirror import check_mirror
 from clippo.sweep.scheduler import Halving
 from clippo.sweep.space import distributions
 from clippo.sweep.tracking import check_tracking
-from clippo.tasks import task_named
+from clippo.tasks import resolved, task_named
 
 
 def print_plan(config: SweepConfig, console: Console) -> None:
     """The whole configuration, the search space, the resources, an estimate, and what is there of its needs.
 
     Raises:
-        ConfigError: what is not even printed, since it has a secret in it.
+        ConfigError: what is not even printed, since it has a secret in it; or an unknown task.
     """
     check_mirror(config.search.mirror)
+    config = resolved(config)
     for title, rows in (
         ("configuration", _settings(config)),
         ("search space", _space(config)),

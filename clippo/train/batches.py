@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -79,17 +80,27 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.chosen_P)
 
-    def inputs(self, numbers: Tensor) -> Tensor:
-        """What the policy takes, for some train rows; a copy."""
-        starts = [0, *accumulate(len(r) for r in self.rows)]
-        which = np.searchsorted(starts, numbers.numpy(), side="right") - 1
-        first = which[0]
-        if (which == first).all():
-            return self.rows[first].inputs(numbers - starts[first])
+    def inputs(self, block: int, pairs: Tensor) -> Tensor:
+        """What the policy takes, for the pictures of a block and some pairs; a copy."""
+        numbers = self.blocks[block][pairs]
+        if (only := self._only[block]) is not None:
+            return self.rows[only].inputs(numbers - self._starts[only])
         wanted = numbers.numpy()
-        found = [self.rows[s].inputs(wanted[which == s] - starts[s]) for s in np.unique(which)]
+        which = np.searchsorted(self._starts, wanted, side="right") - 1
+        found = [self.rows[s].inputs(wanted[which == s] - self._starts[s]) for s in np.unique(which)]
         back = np.argsort(np.argsort(which, kind="stable"))
         return torch.cat(found)[torch.from_numpy(back)]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first number of each set's rows, and the end."""
+        return [0, *accumulate(len(r) for r in self.rows)]
+
+    @cached_property
+    def _only(self) -> list[int | None]:
+        """The set that has all pictures of a block; None: there are several."""
+        found = [np.unique(np.searchsorted(self._starts, b.numpy(), side="right") - 1) for b in self.blocks]
+        return [int(sets[0]) if len(sets) == 1 else None for sets in found]
 
 
 def epoch_batches(
@@ -103,7 +114,7 @@ def epoch_batches(
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
     for whole in order.tensor_split(math.ceil(n / batch_size)):
         mine = whole.tensor_split(world)[rank]
-        inputs = torch.cat([pairs.inputs(block[mine]) for block in pairs.blocks])
+        inputs = torch.cat([pairs.inputs(block, mine) for block in range(len(pairs.blocks))])
         clean = pairs.blocks[pairs.layout.clean][mine]
         yield Batch(
             inputs=inputs.to(device),
