@@ -412,7 +412,8 @@ def _is_resumed(store: ResultStore, config: SweepConfig) -> bool:
     if kept is None:
         return False
     # A setting that was not there yet had what is its default now.
-    theirs = _flat(json.loads(json.dumps(dataclasses.asdict(resolved(SweepConfig(task=kept["task"]))))))
+    default = resolved(SweepConfig(task=kept.get("task", config.task)))
+    theirs = _flat(json.loads(json.dumps(dataclasses.asdict(default))))
     theirs |= _flat(kept)
     if "robustness_sets" in kept:  # as the first version called them
         theirs["goal_sets"] = kept["robustness_sets"]
