@@ -155,7 +155,7 @@ def test_the_cut_is_known_from_the_store(transform_sweep: Path) -> None:
     assert config is not None
     assert ModelConfig(**config["model"]).trainable == "transform"
     digest = ResultStore(str(transform_sweep)).trials("map")["prepared_digest"][0].as_py()
-    assert len(open_prepared(transform_sweep / "prepared" / digest).clean) == 160
+    assert len(open_prepared(transform_sweep / "prepared" / digest).train["train/clean"].rows) == 160
 
 
 @pytest.mark.parametrize("name", [demo.MODEL_NAME, "ViT-B-32-256", "convnext_base"])

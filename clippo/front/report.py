@@ -127,7 +127,7 @@ def importance_chart(front: Front) -> Any:
     measured = selected(front)
     if len(measured) < MIN_IMPORTANCE_TRIALS:
         return None
-    rows = importances(measured, front)
+    rows = importances(front)
     objectives = [front.words.goal, RETENTION, BOTH]
     order = [
         r["setting"] for r in sorted(rows, key=lambda r: -r["importance"]) if r["objective"] == objectives[2]
@@ -153,13 +153,13 @@ def importance_chart(front: Front) -> Any:
     return styled((bars + spread).add_params(ink).properties(width="container", height=48 * len(order)))
 
 
-def importances(measured: Sequence[Point], front: Front) -> list[dict[str, Any]]:
+def importances(front: Front) -> list[dict[str, Any]]:
     """PED-ANOVA importances (Watanabe et al., IJCAI 2023) for each objective and for the front of both.
 
     The scales of beta differ by loss, so what counts is its rank among the trials of its loss. With 90 %
     intervals by resampling the trials: with few of them the importances say little, and that shows.
     """
-    rng = np.random.default_rng(0)
+    rng, measured = np.random.default_rng(0), selected(front)
     ranks = _beta_ranks(measured)
     trials = []
     for p in measured:

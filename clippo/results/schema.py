@@ -229,7 +229,9 @@ def decode_sealed(name: str, data: bytes, sweep: str, view: View, left_out: Sequ
         read = read.append(_SCHEMAS[name].field("trial_id"))
     try:
         source, metadata = pa.BufferReader(data), pq.read_metadata(pa.BufferReader(data))
-        there = metadata.schema.names
+        # By leaf; a column of lists has one, which is called otherwise.
+        leaves = (metadata.schema.column(i).path for i in range(metadata.num_columns))
+        there = [path.partition(".")[0] for path in leaves]
         texts = [f.name for f in read if f.type == _DICTIONARY and f.name in there]
         file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
         groups, where = set(range(metadata.num_row_groups)), dict(view.where)

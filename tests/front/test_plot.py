@@ -156,7 +156,7 @@ def test_every_point_is_in_the_data_with_its_tooltip() -> None:
     row = next(r for r in rows if r["trial"] == "00002")
     assert row["setting"] == "kto beta 0.5 x2 kl 1 lr 2e-4"
     assert row["variant"] == "averaged"
-    assert row["robustness_text"] == "0.710 (0.680 to 0.740)"
+    assert row["goal_text"] == "0.710 (0.680 to 0.740)"
     assert row["test_attack_success_rate"] == "0.250"
     assert row["test_reading_accuracy"] == "not measured"
     assert row["export"] == "--trial 00002 --variant averaged"

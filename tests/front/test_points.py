@@ -56,7 +56,8 @@ def test_objectives_are_those_of_the_sweep(
     reference = counts_of(sweep, "reference", "reference")
     expected = OBJECTIVES.values(counts_of(sweep, trial_id, variant), reference, split=split)
     found = point(made, trial_id, variant)
-    numbers = vars(found) if split == "validation" else found.test
+    here = {"robustness": found.goal, "retention": found.retention}
+    numbers = here if split == "validation" else found.test
     assert {n: numbers[n] for n in expected} == pytest.approx(expected)
 
 
@@ -79,11 +80,10 @@ def test_the_front_is_that_of_the_validation_pictures(made: Front) -> None:
     assert [p.on_front for p in made.points] == pareto_mask(values).tolist()
     assert made.front
     for p in made.points:
-        for name in ("robustness", "retention"):
-            low, high = getattr(p, f"{name}_interval")
-            assert 0 <= low <= getattr(p, name) <= high <= 1
-            low, high = p.test_intervals[name]
-            assert 0 <= low <= p.test[name] <= high <= 1
+        numbers = [(p.goal, p.goal_interval), (p.retention, p.retention_interval)]
+        numbers += [(p.test[name], p.test_intervals[name]) for name in made.objectives.names]
+        for value, (low, high) in numbers:
+            assert 0 <= low <= value <= high <= 1
         assert 0 <= p.probability <= 1
         assert (p.group > 0) == p.on_front
     assert 0 < made.hypervolume_interval[0] < made.hypervolume < made.hypervolume_interval[1] < 1

@@ -30,14 +30,14 @@ from clippo.front.report import (
     write_report,
 )
 from clippo.results import TABLES, ResultStore
-from tests.front.sweeps import CONFIG, OBJECTIVES, Sweep, make_sweep
+from tests.front.sweeps import CONFIG, OBJECTIVES, WORDS, Sweep, make_sweep
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 HOSTILE = "</script><img src=x onerror=alert(1)><!--DATA-->"
 
 
 def front_of(sweep: Sweep) -> Front:
-    return read_front("made", sweep.trial_table, sweep.evals, OBJECTIVES)
+    return read_front("made", sweep.trial_table, sweep.evals, OBJECTIVES, words=WORDS)
 
 
 def examples() -> list[dict[str, Any]]:
@@ -207,7 +207,7 @@ def test_slices_say_what_their_colours_mean(page_text: str, made: Front) -> None
 
 def test_the_setting_that_decides_is_found() -> None:
     """In the formula of the made sweeps the learning rate moves everything, beta nothing."""
-    found = importances(selected(front_of(make_sweep(200))))
+    found = importances(front_of(make_sweep(200)))
     robustness = {r["setting"]: r for r in found if r["objective"] == "robustness"}
     assert max(robustness, key=lambda s: robustness[s]["importance"]) == "learning rate"
     assert robustness["learning rate"]["low"] > 3 * robustness["beta"]["high"]

@@ -121,6 +121,7 @@ def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
     search = Search(
         ONE_AT_A_TIME,
         score,
+        OBJECTIVES,
         finished=finished,
         unfinished=[Proposal("00005", 0, before[5]["settings"])],
         others=[Proposal("cross_entropy", 0, {"loss": "cross_entropy"})],
@@ -180,6 +181,7 @@ def test_a_resume_completes_the_replicates_that_were_begun() -> None:
     search = Search(
         REPLICATED,
         score,
+        OBJECTIVES,
         finished=finished_of([before[0], before[1]]),
         unfinished=[Proposal("00003", 0, before[3]["settings"])],
     )
