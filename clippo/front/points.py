@@ -65,7 +65,7 @@ def front_of(
     """The front of what is in the store, also while the sweep still runs.
 
     Of more than `LARGE` trials only the `nearest_trials` are looked at, and the others are counted, unless
-    the goal follows from rankings.
+    the goal follows from rankings or the search had other objectives.
 
     Args:
         min_retention: what the recommended point must keep; None: what the sweep was bound to, or 0.98.
@@ -84,7 +84,8 @@ def front_of(
     trials = store.trials(sweep) if trials is None else trials
     own, ranked = Objectives.of(config), None
     near, where = trials, {}
-    if len(trials) > LARGE and not own.goal.is_ranked:
+    names = search.get("objectives") or own.names
+    if len(trials) > LARGE and set(names) == set(own.names) and not own.goal.is_ranked:
         near = nearest_trials(store, sweep, trials, own)
         where["trial_id"] = near["trial_id"].to_pylist()
     evals = store.evals(sweep, View(columns=EVAL_COLUMNS, where=where, dictionary=True))
@@ -96,7 +97,6 @@ def front_of(
     )  # fmt: skip
     totals = _totals(trials)
     front = replace(front, **totals, left_out=totals["completed"] - front.completed)
-    names = search.get("objectives") or own.names
     if set(names) == set(own.names):
         return front
     return replace(front, searched=searched_front(front, evals, names))

@@ -61,6 +61,27 @@ def test_what_is_left_out_changes_nothing_that_is_chosen(store: ResultStore, who
         assert mine.probability == pytest.approx(theirs.probability, abs=0.1)
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_no_point_of_any_front_is_lost(seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # With few pictures many points have all of the retention; some trials were stopped, half are baselines.
+    sweep, store = make_sweep(60, seed=seed, pictures=48), ResultStore(tmp_path)
+    for i, row in enumerate(sweep.trials):
+        if row["trial_id"].isdigit() and row["status"] == "completed":
+            row["status"] = "stopped_early" if i % 5 == 0 else "completed"
+            row["loss"] = "cross_entropy" if i % 2 else row["loss"]
+    sweep.write(store)
+    whole = front_of(store, "made")
+    monkeypatch.setattr(points, "LARGE", 10)
+    monkeypatch.setattr(nearest, "NEAREST", 14)
+    part = front_of(store, "made")
+    assert part.left_out > 0
+    for mine, theirs in zip(part.comparisons, whole.comparisons, strict=True):
+        places = [[(p.trial_id, p.variant) for p in c.front] for c in (mine, theirs)]
+        assert places[0] == places[1], mine.method
+        assert mine.hypervolume == theirs.hypervolume
+    assert part.hypervolume == whole.hypervolume
+
+
 def test_all_seeds_of_a_setting_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nearest, "NEAREST", 3)
     sweep, store = make_sweep(6, seeds=3, seed_sd=0.01), ResultStore(tmp_path)
