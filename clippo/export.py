@@ -22,9 +22,9 @@ from clippo import demo
 from clippo.config import ModelConfig
 from clippo.errors import ConfigError, ModelError, StoreError
 from clippo.evaluate.words import Words
-from clippo.front.counts import REFERENCE
+from clippo.front.counts import CONFIRM, REFERENCE
 from clippo.front.front import Point
-from clippo.front.points import front_of
+from clippo.front.points import front_of_trial
 from clippo.model import ClipModel, Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
 from clippo.prepared.build import weights_digest
@@ -43,7 +43,9 @@ PREPROCESSING = {
 ENDS = {"alpha=0": (REFERENCE, REFERENCE), "t=0": (REFERENCE, REFERENCE)}
 """Where a curve begins is a point of its own in the front."""
 
-LICENCES = {demo.MODEL_NAME: "Apache-2.0; what it was made from is listed in clippo/demo/LICENSES.md"}
+OWN_LICENCE = "Apache-2.0; what it was made from is listed in clippo/demo/LICENSES.md"
+LICENCES = {"openai": "MIT", "laion": "MIT"}
+"""Of published weights, by what their tags begin with."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +197,11 @@ def _card(
 ) -> str:
     """What a user of the weights must know, as Markdown."""
     trial_id = trial["trial_id"]
-    front = front_of(store, sweep)
+    front = front_of_trial(store, sweep, trial_id)
     points = {(p.trial_id, p.variant): p for p in front.points}
     if variant in ("alpha=1", "t=1"):
         variant = AVERAGED
     settings = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable")
-    licence = LICENCES.get(model.name) or "that of the base model's weights; look it up before you ship"
     own = ":" in model.name or model.name == demo.MODEL_NAME
     base = f"{model.name}, {model.pretrained or ('its own weights' if own else 'random weights')}"
     lines = [
@@ -213,12 +214,12 @@ def _card(
         usage,
         "```",
         "",
-        f"Licence: {licence}.",
+        f"Licence: {_licence(model)}.",
         "",
         *([front.words.card, ""] if front.words.card else []),
         "## Numbers",
         "",
-        *_numbers(points.get(ENDS.get(variant, (trial_id, variant))), front.words),
+        *_numbers(points.get(ENDS.get(variant, (trial_id.removeprefix(CONFIRM), variant))), front.words),
         "",
         "## Settings",
         "",
@@ -228,22 +229,30 @@ def _card(
         "",
         f"- weights of the base model: {trial['model_digest']}",
         f"- pictures and how they are split and attacked: {trial['data_digest']}",
+        f"- what was prepared of both: {trial['prepared_digest']}",
         f"- code: {trial['git_commit'] or 'no commit known'}; {trial['packages_json']}",
         "",
     ]
     return "\n".join(lines)
 
 
+def _licence(model: ModelConfig) -> str:
+    if model.name == demo.MODEL_NAME:
+        return OWN_LICENCE
+    known = next((v for tag, v in LICENCES.items() if (model.pretrained or "").startswith(tag)), None)
+    unknown = "that of the base model's weights; look it up before you ship"
+    return f"{known}, that of the base model's weights as they were published" if known else unknown
+
+
 def _numbers(point: Point | None, words: Words) -> list[str]:
     if point is None:
         return ["This point of the curve was not measured; the measured ones are in the sweep's front."]
-    goal, kept = (
-        "{:.3f} ({:.3f} to {:.3f})".format(value, *interval)
-        for value, interval in (
-            (point.goal, point.goal_interval),
-            (point.retention, point.retention_interval),
-        )
-    )
+
+    def shown(value: float, interval: tuple[float, float]) -> str:
+        return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+    goal, kept = shown(point.goal, point.goal_interval), shown(point.retention, point.retention_interval)
+    tested = [f"- {n.replace('_', ' ')}: {shown(v, point.test_intervals[n])}" for n, v in point.test.items()]
     return [
         "On validation pictures, which steered the search, with 90 % intervals from the counts:",
         "",
@@ -252,5 +261,5 @@ def _numbers(point: Point | None, words: Words) -> list[str]:
         "",
         "On test pictures, which neither tuning nor the search saw:",
         "",
-        *(f"- {name.replace('_', ' ')}: {value:.3f}" for name, value in point.test.items()),
+        *(tested or ["- not measured, as another model was better on validation pictures"]),
     ]

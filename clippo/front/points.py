@@ -102,6 +102,30 @@ def front_of(
     return replace(front, searched=searched_front(front, evals, names))
 
 
+def front_of_trial(store: ResultStore, sweep: str, trial_id: str) -> Front:
+    """What one trial offers by itself, without the other seeds of its settings, beside the untouched model.
+
+    Raises:
+        StoreError: no such sweep, or the untouched model has not been measured.
+    """
+    config = store.config(sweep)
+    if config is None:
+        raise StoreError(f"{store.uri} has no sweep {sweep!r}")
+    where, own = {"trial_id": [REFERENCE, trial_id]}, Objectives.of(config)
+
+    def alone(rows: pa.Table) -> pa.Table:
+        """Without the mark of a confirming trial, which would have it stand beside what it confirms."""
+        ids = pc.replace_substring_regex(rows["trial_id"].cast(pa.string()), f"^{CONFIRM}", "")
+        return rows.set_column(rows.column_names.index("trial_id"), "trial_id", ids)
+
+    trials = alone(store.trials(sweep, View(where=where)))
+    evals = alone(store.evals(sweep, View(columns=EVAL_COLUMNS, where=where)))
+    ranked = None
+    if own.goal.is_ranked:
+        ranked = alone(store.rankings(sweep, View(columns=RANKING_COLUMNS, where=where)))
+    return read_front(sweep, trials, evals, own, rankings=ranked, words=Words.of(config))
+
+
 def read_front(
     sweep: str,
     trials: pa.Table,
