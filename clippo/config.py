@@ -56,6 +56,11 @@ class DataConfig:
     """Pictures that preference pairs are made from [count]."""
     attacked_copies: int = 1
     """Attacked copies of each of them, the word of each drawn anew [count]."""
+    kept_source: str = ""
+    """Task gender: labelled pictures of another kind whose reading must be kept, a source as above; empty:
+    none."""
+    top_k: int = 24
+    """Task gender: the top of a ranking that is looked at [count]."""
     eval_pictures: int = 384
     """Pictures of each evaluation set [count]."""
     max_unreadable: float = 0.01
@@ -78,6 +83,7 @@ class DataConfig:
         _require(self.train_pictures >= 2, "data.train_pictures", self.train_pictures, "at least 2")
         _require(self.attacked_copies >= 1, "data.attacked_copies", self.attacked_copies, "at least 1")
         _require(self.eval_pictures >= 1, "data.eval_pictures", self.eval_pictures, "at least 1")
+        _require(self.top_k >= 1, "data.top_k", self.top_k, "at least 1")
         _require(self.picture_size >= 0, "data.picture_size", self.picture_size, "at least 0")
         _require(0 <= self.max_unreadable < 1, "data.max_unreadable", self.max_unreadable, "in [0, 1)")
         low, high = self.font_size
@@ -291,6 +297,7 @@ def absolute(config: SweepConfig) -> SweepConfig:
     data = replace(
         data,
         source=place(data.source),
+        kept_source=place(data.kept_source),
         class_names=file(data.class_names),
         test_sets=tuple(map(place, data.test_sets)),
         train_fonts=tuple(map(file, data.train_fonts)),

@@ -5,6 +5,7 @@ D embedding
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -224,6 +225,7 @@ def _card(
         "## Settings",
         "",
         *(f"- {name}: {trial[name]}" for name in settings if trial[name] is not None),
+        *(f"- {name}: {value}" for name, value in json.loads(trial["params_json"] or "{}").items() if value),
         "",
         "## Provenance",
         "",

@@ -122,10 +122,15 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Objectives:
-    """The goal of a task and the sets whose accuracy is to be kept."""
+    """The goal of a task and the sets whose accuracy is to be kept.
+
+    Attributes:
+        reported: sets of test pictures that steer nothing, but are measured on whole curves as well.
+    """
 
     goal: Goal
     retention_sets: tuple[str, ...]
+    reported: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Objectives:
@@ -134,7 +139,8 @@ class Objectives:
             goal = Goal(name="robustness", measure="right", sets=tuple(config["robustness_sets"]))
             return cls(goal=goal, retention_sets=tuple(config["retention_sets"]))
         goal = Goal(**kept["goal"] | {"sets": tuple(kept["goal"]["sets"])})
-        return cls(goal=goal, retention_sets=tuple(kept["retention_sets"]))
+        reported = tuple(kept.get("reported", ()))
+        return cls(goal=goal, retention_sets=tuple(kept["retention_sets"]), reported=reported)
 
     def to_json(self) -> dict[str, Any]:
         """What `of` reads."""
@@ -148,6 +154,11 @@ class Objectives:
     def sets(self) -> tuple[str, ...]:
         """All sets that they need, without their split."""
         return tuple(dict.fromkeys((*self.goal.sets, *self.retention_sets)))
+
+    @property
+    def curve_sets(self) -> tuple[str, ...]:
+        """The sets that curves are measured on."""
+        return tuple(dict.fromkeys((*self.sets, *self.reported)))
 
     def is_maximised(self, name: str) -> bool:
         """Whether more of any objective of a search is better.

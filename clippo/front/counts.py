@@ -244,16 +244,17 @@ class CountTable:
         """``(n_correct, n_total)`` of each kind of set; of attacked ones also what was fooled; else NaN.
 
         Seen and held-out classes together, where a kind belongs to the objectives only those sets that do,
-        since curves are measured on no others. Published sets by name, for instance ``attacked/rta-100``.
+        since curves are measured on no others. Published sets, and those that are only reported, by name, for
+        instance ``attacked/rta-100``.
         """
         by_kind: dict[str, list[int]] = defaultdict(list)
-        wanted = set(self.objectives.sets)
+        wanted, reported = set(self.objectives.sets), set(self.objectives.reported)
         kinds = {name.split("/")[0] for name in wanted}
         for i, name in enumerate(self.sets):
             part, _, rest = name.partition("/")
             kind, _, which = rest.partition("/")
-            if part == split and (rest in wanted or kind not in kinds or which not in OWN_CLASSES):
-                by_kind[kind if which in OWN_CLASSES else rest].append(i)
+            if part == split and (rest in wanted | reported or kind not in kinds or which not in OWN_CLASSES):
+                by_kind[kind if which in OWN_CLASSES and rest not in reported else rest].append(i)
         numbers = {}
         for kind, columns in sorted(by_kind.items()):
             total = self.total_PS[:, columns].sum(axis=1)

@@ -220,7 +220,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     pairs = f" {settings['pairs']}" if settings.get("pairs") else ""
     exponent = math.floor(math.log10(settings["learning_rate"]))
     rate = f"{settings['learning_rate'] / 10**exponent:.2g}e{exponent}"
-    return f"{settings['loss']}{pairs}{beta} x{settings['epochs']} kl {settings['kl_weight']:.2g} lr {rate}"
+    return f"{settings['loss']}{beta} x{settings['epochs']} kl {settings['kl_weight']:.2g} lr {rate}{pairs}"
 
 
 def well_spread(front: Front, rows: int) -> list[Point]:

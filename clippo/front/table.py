@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -124,13 +125,25 @@ def _cells(point: Point, front: Front) -> list[str]:
     return [
         "\n".join(filter(None, marks)),
         "untouched" if untouched else f"{point.trial_id}\n{point.variant}",
-        "" if untouched else describe(point.settings).replace(" kl", "\nkl"),
+        "" if untouched else _setting(point.settings),
         f"{_share(point.goal)}\n{shown_interval(point.goal_interval)}",
         f"{_share(point.retention)}\n{shown_interval(point.retention_interval)}",
         f"{_brief(point.probability)}\n{point.group or ''}",
         *(_share(point.test[n]) if n in point.test else "" for n in names),
         "" if untouched else _duration(point.device_s),
     ]
+
+
+def _setting(settings: Mapping[str, Any]) -> str:
+    """A setting in lines of at most 16 characters.
+
+    >>> print(_setting({"loss": "ipo", "beta": 0.1, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 8}))
+    ipo beta 0.1 x8
+    kl 1 lr 2e-4
+    """
+    lines = describe(settings).replace(" kl", "\nkl")
+    pairs = settings.get("pairs")
+    return lines.removesuffix(f" {pairs}") + f"\n{pairs}" if pairs else lines
 
 
 def _mark(point: Point) -> str:

@@ -69,7 +69,7 @@ def work_of(config: SweepConfig) -> Work:
     evaluation = {name: n for name, n in sets.items() if not name.startswith("train/")}
     on_tower = config.model.trainable != "transform"
     curve = len(config.train.alphas if on_tower else config.train.powers)
-    curve_sets = objectives_of(config).sets
+    curve_sets = objectives_of(config).curve_sets
     # The average after every epoch; after the last also the last weights, and the curve on what counts.
     measured = (epochs - 1) * sum(n for name, n in evaluation.items() if name.startswith("validation/"))
     measured += 2 * sum(evaluation.values())

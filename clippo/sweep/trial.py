@@ -35,7 +35,7 @@ def tune_trial(
         shared=shared,
         settings=TrialSettings(**config["settings"]),
         checkpoints=StoreCheckpoints(store, checkpoint_folder(sweep.name, trial_id)),
-        curve_sets=contenders.objectives.sets,
+        curve_sets=contenders.objectives.curve_sets,
         reference_counts=contenders.reference,
         worth_testing=replace(contenders, rivals=config.get("rivals")),
     )
