@@ -44,7 +44,7 @@ class Rows:
         self._chunks = [_bytes_of(b.column("input")) for b in batches]
         self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
         # Embeddings are a few kilobytes a picture, and are held in memory as the reference's are.
-        narrow = self._chunks[0].shape[1] <= NARROW and not self._channels_last
+        narrow = self.input_bytes <= NARROW and not self._channels_last
         self._small = np.concatenate(self._chunks) if narrow else None
         labels, attack_labels = (
             np.concatenate([b.column(name).to_numpy() for b in batches]) for name in ("label", "attack_label")
@@ -62,6 +62,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def input_bytes(self) -> int:
+        """Of one picture."""
+        return int(self._chunks[0].shape[1])
+
     def inputs(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """What the policy takes, for some pictures, as ``Policy.frozen`` gave it; a copy."""
         rows = np.asarray(indices)
@@ -70,7 +75,7 @@ class Rows:
         chunk = np.searchsorted(self._starts, rows, side="right") - 1
         within = rows - self._starts[chunk]
         # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.
-        copied = np.empty((len(rows), self._chunks[0].shape[1]), np.uint8)
+        copied = np.empty((len(rows), self.input_bytes), np.uint8)
         for target, c, i in zip(copied, chunk.tolist(), within.tolist(), strict=True):
             target[:] = self._chunks[c][i]
         inputs = torch.from_numpy(copied).view(self._dtype).view(len(rows), *self._shape)
