@@ -5,6 +5,7 @@ D embedding
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,7 @@ from clippo.model import ClipModel, Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
 from clippo.prepared.build import weights_digest
 from clippo.results import ResultStore
-from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
+from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder, weights_name
 from clippo.train.checkpoint import load_policy, weights_of
 from clippo.train.measure import AVERAGED
 
@@ -150,8 +151,9 @@ def _usage(clip: ClipModel, weights: Path) -> str:
 
 
 def _saved(store: ResultStore, sweep: str, trial_id: str) -> dict[str, Weights]:
-    saved = load_policy(StoreCheckpoints(store, checkpoint_folder(sweep, trial_id)))
-    if saved is None:
+    name = weights_name(store, sweep, trial_id)
+    saved = name and load_policy(StoreCheckpoints(store, checkpoint_folder(sweep, trial_id)), name)
+    if not saved:
         known = sorted(t for t in store.trials(sweep)["trial_id"].to_pylist() if t != REFERENCE)
         raise StoreError(
             f"trial {trial_id!r} of sweep {sweep!r} has no weights; its trials are: {', '.join(known)}"
@@ -200,6 +202,7 @@ def _card(
     if variant in ("alpha=1", "t=1"):
         variant = AVERAGED
     settings = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable")
+    others = json.loads(trial["params_json"] or "{}")
     licence = LICENCES.get(model.name) or "that of the base model's weights; look it up before you ship"
     own = ":" in model.name or model.name == demo.MODEL_NAME
     base = f"{model.name}, {model.pretrained or ('its own weights' if own else 'random weights')}"
@@ -223,6 +226,7 @@ def _card(
         "## Settings",
         "",
         *(f"- {name}: {trial[name]}" for name in settings if trial[name] is not None),
+        *(f"- {name.replace('_', ' ')}: {value}" for name, value in others.items()),
         "",
         "## Provenance",
         "",
