@@ -18,7 +18,6 @@ from typing import Any
 
 import optuna
 from optuna import samplers
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
