@@ -117,16 +117,17 @@ def test_a_trial_that_was_stopped_is_told_pruned_with_what_it_reached() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_a_stopped_trial_had_reached_teaches_the_sampler(sampler: Any) -> None:
     config = SearchConfig(concurrency=1, trials=12, seed=5, sampler=sampler, min_retention=0.5)
-    stopped, whole = Search(config, score, was_stopped=lambda trial_id: True), Search(config, score)
+    stopped = Search(config, score, OBJECTIVES, was_stopped=lambda trial_id: True)
+    whole = Search(config, score, OBJECTIVES)
     proposed = drive(stopped, 8)
     assert proposed == drive(whole, 8), "the sampler sees the same values"
     assert {t.state for t in stopped.study.trials} == {TrialState.PRUNED}
     again = finished_of(proposed)
     told = {n: (s, Outcome(o.numbers, stopped=True)) for n, (s, o) in again.items()}
-    resumed = Search(config, score, finished=told)
+    resumed = Search(config, score, OBJECTIVES, finished=told)
     attributes = [(t.state, t.params, t.user_attrs, t.constraints) for t in stopped.study.trials]
     assert [(t.state, t.params, t.user_attrs, t.constraints) for t in resumed.study.trials] == attributes
-    assert drive(resumed, 4) == drive(Search(config, score, finished=again), 4)
+    assert drive(resumed, 4) == drive(Search(config, score, OBJECTIVES, finished=again), 4)
 
 
 def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
