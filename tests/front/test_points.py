@@ -373,7 +373,7 @@ def test_a_stopped_trial_offers_what_it_had_reached() -> None:
     reference = counts_of(sweep, "reference", "reference")
     counted = counts_of(Sweep(trials, evals), whole.trial_id, "averaged")
     expected = OBJECTIVES.values(counted, reference, split="validation")
-    assert (early_point.robustness, early_point.retention) == pytest.approx(tuple(expected.values()))
+    assert (early_point.goal, early_point.retention) == pytest.approx(tuple(expected.values()))
     assert early_point.test == {}, "it was not worth test pictures"
     assert (made.stopped, made.completed) == (1, front(sweep).completed - 1)
 

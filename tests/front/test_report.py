@@ -218,10 +218,10 @@ def test_the_setting_that_decides_is_found() -> None:
 
 
 def test_a_setting_that_is_the_same_in_all_trials_decides_nothing() -> None:
-    points = selected(front_of(make_sweep(40)))
-    fixed = [
-        dataclasses.replace(p, settings=p.settings | {"epochs": 3, "learning_rate": 2e-5}) for p in points
-    ]
+    made = front_of(make_sweep(40))
+    same = {"epochs": 3, "learning_rate": 2e-5}
+    points = [dataclasses.replace(p, settings=p.settings | same) for p in made.points]
+    fixed = dataclasses.replace(made, points=points)
     assert {r["setting"] for r in importances(fixed)} == {"loss", "beta", "kl weight"}
 
 
