@@ -176,11 +176,15 @@ class SearchConfig:
     """Retention below this counts as infeasible to the sampler, however robust; 0: no bound [share]."""
     replicates: int = 1
     """Trials of each setting, with a seed each; the sampler is told their mean [count]."""
-    halving: bool = False
-    """Stop trials early whose objectives after some epochs are not among the best (asynchronous successive
-    halving by non-dominated rank); for trials of many epochs (docs/EXPERIMENTS.md)."""
+    stopping: Literal["none", "no_better", "halving"] = "none"
+    """Which trials are stopped early, by their objectives: no_better stops one that came no farther than
+    another one, or itself before, with no more epochs; halving (asynchronous successive halving by
+    non-dominated rank) those that are not among the best when they reach a rung. What is stopped offers the
+    averaged weights that it had by then; for trials of many epochs (docs/EXPERIMENTS.md)."""
     min_epochs: int = 3
-    """With halving: epochs that every trial gets, the first rung [count]."""
+    """With stopping: epochs that every trial gets; the first rung of halving [count]."""
+    min_gain: float = 0.01
+    """With no_better: how much farther, in one objective at least, a trial must have come."""
     reduction_factor: int = 2
     """With halving: at each rung the best 1 / reduction_factor go on, to as many times the epochs."""
     confirm: int = 1
@@ -204,14 +208,14 @@ class SearchConfig:
         _require(len(self.losses) >= 1, "search.losses", self.losses, "at least one loss")
         for name in ("trials", "concurrency", "replicates", "min_epochs"):
             _require(getattr(self, name) >= 1, f"search.{name}", getattr(self, name), "at least 1")
-        for name in ("confirm", "device_hours", "wall_hours", "patience"):
+        for name in ("confirm", "device_hours", "wall_hours", "patience", "min_gain"):
             _require(getattr(self, name) >= 0, f"search.{name}", getattr(self, name), "at least 0")
         _require(self.reduction_factor >= 2, "search.reduction_factor", self.reduction_factor, "at least 2")
         _require(
-            not self.halving or self.replicates == 1,
+            self.stopping == "none" or self.replicates == 1,
             "search.replicates",
             self.replicates,
-            "1 with halving, or the mean would be of the seeds that were not stopped",
+            "1 with stopping, or the mean would be of the seeds that were not stopped",
         )
         _require(
             0 <= self.min_retention <= 1, "search.min_retention", self.min_retention, "a share in [0, 1]"
@@ -226,6 +230,11 @@ class SearchConfig:
         for name in ranges:
             low, high = getattr(self, name)
             _require(0 < low <= high, f"search.{name}", (low, high), "a range with 0 < low <= high")
+
+    @property
+    def may_stop_after(self) -> int | None:
+        """The first epoch after which trials may be stopped; None: they are not."""
+        return None if self.stopping == "none" else self.min_epochs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from clippo.model import ClipModel, Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
 from clippo.prepared.build import weights_digest
 from clippo.results import ResultStore
-from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
+from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder, weights_name
 from clippo.train.checkpoint import load_policy, weights_of
 from clippo.train.measure import AVERAGED
 
@@ -153,8 +153,9 @@ def _usage(clip: ClipModel, weights: Path) -> str:
 
 
 def _saved(store: ResultStore, sweep: str, trial_id: str) -> dict[str, Weights]:
-    saved = load_policy(StoreCheckpoints(store, checkpoint_folder(sweep, trial_id)))
-    if saved is None:
+    name = weights_name(store, sweep, trial_id)
+    saved = name and load_policy(StoreCheckpoints(store, checkpoint_folder(sweep, trial_id)), name)
+    if not saved:
         known = sorted(t for t in store.trials(sweep)["trial_id"].to_pylist() if t != REFERENCE)
         raise StoreError(
             f"trial {trial_id!r} of sweep {sweep!r} has no weights; its trials are: {', '.join(known)}"

@@ -157,17 +157,18 @@ class Sweep:
     validation: list[Floats] = field(default_factory=list)
     test: list[Floats] = field(default_factory=list)
 
-    def curve(self, table: Tabular, budget: int, *, split: str, stopped_too: bool = False) -> Floats:
+    def curve(self, table: Tabular, budget: int, *, split: str) -> Floats:
         """Share of the table's best hypervolume after 0, 1, ... ``budget`` epochs: (budget + 1,).
 
-        ``test`` is that of the points which validation pictures put on the front.
+        ``test`` is that of the points which validation pictures put on the front, without trials that were
+        stopped.
         """
         at = ("validation", "test").index(split)
         reference, best = table.reference_points[at], table.best[at]
         curve = np.zeros(budget + 1)
         known: list[int] = []
         for i, spent in enumerate(self.spent):
-            if self.epochs[i] < table.epochs and not stopped_too:
+            if split == "test" and self.epochs[i] < table.epochs:
                 continue
             known.append(i)
             points = np.array([self.validation[k] for k in known])

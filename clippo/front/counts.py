@@ -33,6 +33,8 @@ from clippo.front.uncertainty import (
 
 REFERENCE = "reference"
 AVERAGED = "averaged"
+STOPPED, STOPPED_AFTER = "stopped_early", "stopped_after"
+"""Status of a trial that was stopped, and the setting that says after which epoch."""
 CONFIRM = "confirm-"
 """Before the id of the trial whose settings were trained once more, after the search."""
 EVAL_COLUMNS = (
@@ -272,7 +274,7 @@ def read_counts(
     objectives: Objectives,
     rankings: pa.Table | None = None,
 ) -> CountTable:
-    """The counts of the last epoch of every completed trial; trials that differ in the seed alone are one.
+    """The counts of the last epoch of each trial that left weights; those of one setting are one, their mean.
 
     Points that lack a set of the objectives are left out, and so are ``alpha=0`` (the untouched model) and
     ``alpha=1`` (the averaged weights).
@@ -439,15 +441,17 @@ def coded(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> tuple[
 
 
 def _settings(trials: pa.Table) -> tuple[list[Setting], dict[str, int]]:
-    """The settings that were run, and which one each completed trial ran."""
+    """The settings that were run, and which one each trial ran that left weights."""
     names = [n for n in SETTINGS if n in trials.column_names]
-    columns = trials.select(["trial_id", "status", "device_s", "params_json", *names]).to_pydict()
+    wanted = ["trial_id", "status", "checkpoint_uri", "device_s", "params_json", *names]
+    columns = trials.select(wanted).to_pydict()
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     # The reference first, then in the order in which a sweep numbers its trials.
     rows.sort(key=lambda r: (r["trial_id"] != REFERENCE, len(r["trial_id"]), r["trial_id"]))
     members: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        if row["status"] == "completed":
+        # Earlier versions kept no weights of trials that were stopped.
+        if row["status"] == "completed" or (row["status"] == STOPPED and row["checkpoint_uri"]):
             row["settings"] = {n: row[n] for n in names if row[n] is not None} | json.loads(
                 row["params_json"] or "{}"
             )

@@ -11,7 +11,7 @@ import numpy as np
 
 from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.words import Words
-from clippo.front.counts import REFERENCE
+from clippo.front.counts import REFERENCE, STOPPED_AFTER
 
 CONFIDENCE = 0.9
 MIN_RETENTION, CHANCE = 0.98, 0.9
@@ -106,7 +106,7 @@ class Front:
         comparisons: what each method offers on the same axes, the untouched model first.
         gain: the hypervolume that preference optimisation adds to the other methods, with its interval.
         device_s: what all trials together took, failed ones included.
-        stopped: trials that were stopped early; they offer no point.
+        stopped: trials that were stopped early; each offers the averaged weights that it had by then.
         left_out: completed trials of a very large sweep that offer no point here, as others are closer to the
             front.
         repeated: settings that were run with several seeds; 0: what another seed would give is not known.
@@ -215,12 +215,16 @@ def describe(settings: Mapping[str, Any]) -> str:
 
     >>> describe({"loss": "dpo", "beta": 0.5, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 2})
     'dpo beta 0.5 x2 kl 1 lr 2e-4'
+
+    Stopped after 3 of 9 epochs is ``x3/9``.
     """
     beta = "" if settings.get("beta") is None else f" beta {settings['beta']:.2g}"
     pairs = f" {settings['pairs']}" if settings.get("pairs") else ""
     exponent = math.floor(math.log10(settings["learning_rate"]))
     rate = f"{settings['learning_rate'] / 10**exponent:.2g}e{exponent}"
-    return f"{settings['loss']}{beta} x{settings['epochs']} kl {settings['kl_weight']:.2g} lr {rate}{pairs}"
+    epochs = f"{settings[STOPPED_AFTER]}/" if settings.get(STOPPED_AFTER) else ""
+    epochs += str(settings["epochs"])
+    return f"{settings['loss']}{beta} x{epochs} kl {settings['kl_weight']:.2g} lr {rate}{pairs}"
 
 
 def well_spread(front: Front, rows: int) -> list[Point]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clippo.evaluate.objectives import Objectives
-from clippo.front.counts import AVERAGED, CONFIRM, REFERENCE, SETTINGS, coded, position, split_of
+from clippo.front.counts import AVERAGED, CONFIRM, REFERENCE, SETTINGS, STOPPED, coded, position, split_of
 from clippo.front.evidence import distances
 from clippo.front.pareto import pareto_mask
 from clippo.front.uncertainty import Array
@@ -116,7 +116,9 @@ def _off(measured_PM: Array) -> Array:
 
 def _offers(trials: pa.Table) -> NDArray[np.bool_]:
     """Which trials offer points to the front of the search."""
-    offers = pc.equal(trials["status"], "completed")
+    status = trials["status"]
+    left_weights = pc.and_(pc.equal(status, STOPPED), pc.is_valid(trials["checkpoint_uri"]))
+    offers = pc.or_(pc.equal(status, "completed"), left_weights)
     return pc.and_(offers, pc.invert(pc.starts_with(trials["trial_id"], CONFIRM))).to_numpy()
 
 

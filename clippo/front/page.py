@@ -152,7 +152,9 @@ def head(front: Front, config: Mapping[str, Any], rows: Sequence[Mapping[str, An
         f"{model.get('trainable', '')} trained",
         f"pictures: {config.get('data', {}).get('source', '')}",
     ]
-    words += [f"{front.completed} trials" + (f", {front.failed} failed" if front.failed else ""), when]
+    others = {"stopped early": front.stopped, "failed": front.failed}
+    counted = "".join(f", {n} {what}" for what, n in others.items() if n)
+    words += [f"{front.completed} trials{counted}", when]
     kind = f" <span>{escape(front.words.task)}</span>" if front.words.task else ""
     return (
         f"<h1>{escape(front.sweep)}{kind}</h1><p class='sub'>{' · '.join(escape(w) for w in words if w)}</p>"

@@ -346,9 +346,10 @@ def _looks(points: Sequence[Point]) -> tuple[alt.Color, alt.Shape, alt.Size, alt
 
 
 def _title(front: Front, hidden: int) -> alt.TitleParams:
-    failed = f", {front.failed} failed" if front.failed else ""
+    others = {"stopped early": front.stopped, "failed": front.failed}
+    counted = "".join(f", {n} {what}" for what, n in others.items() if n)
     lines = [
-        f"Sweep {front.sweep}: {front.completed} trials completed{failed}. "
+        f"Sweep {front.sweep}: {front.completed} trials completed{counted}. "
         f"{len(front.front)} of {len(front.points)} points are on the front.",
         f"Hypervolume {front.hypervolume:.3f}, 90 % interval {_interval(front.hypervolume_interval)}. "
         "All on validation pictures.",

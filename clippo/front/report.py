@@ -209,7 +209,8 @@ def _study(trials: Iterable[tuple[dict[str, Any], list[float]]], space: Mapping[
     study = optuna.create_study(directions=["maximize", "maximize"])
     optuna.logging.set_verbosity(level)
     for params, values in trials:
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), values=values))
+        varied = {name: params[name] for name in space}
+        study.add_trial(optuna.trial.create_trial(params=varied, distributions=dict(space), values=values))
     return study
 
 

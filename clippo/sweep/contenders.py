@@ -1,4 +1,4 @@
-"""Which points of a trial are measured on test pictures: averaged weights, and what may be on the front.
+"""Which points of a trial are worth measuring on test pictures: those that may be on the front.
 
 Test pictures only report, so what will not be reported need not be measured on them. A point that another one
 beats on validation pictures stays beaten, whatever the sweep finds later. So the points of the front, at its
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from clippo.evaluate import Counts
 from clippo.evaluate.objectives import Objectives
 from clippo.front import pareto_mask
-from clippo.front.counts import AVERAGED
 
 Place = tuple[float, float]
 """Goal and retention on validation pictures, as gains."""
@@ -22,7 +21,7 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Contenders:
-    """Picks the variants of a trial that no known point and none of its own beats, and the averaged weights.
+    """Picks the variants of a trial that no known point and none of its own beats.
 
     Attributes:
         reference: counts of the untouched model.
@@ -39,7 +38,7 @@ class Contenders:
         if self.rivals is None:
             return set(own)
         front = _front((*self.rivals, *own.values()))
-        return {variant for variant, place in own.items() if variant == AVERAGED or place in front}
+        return {variant for variant, place in own.items() if place in front}
 
     def after(self, counts: Sequence[Counts]) -> Contenders:
         """The same with the points of one more trial among the rivals."""

@@ -21,7 +21,7 @@ from clippo.front.points import front_of
 from clippo.model import ClipModel, Weights, policy_of
 from clippo.prepared import PreparedSet
 from clippo.results import ResultStore, View
-from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
+from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder, weights_name
 from clippo.sweep.rows import SELECTED
 from clippo.tasks import Task, task_named
 from clippo.tasks.base import Part, Row
@@ -65,8 +65,9 @@ def _said(
     policy = policy_of(clip, config.model.trainable).eval()
     weights: dict[str, Weights] = {"reference": {n: w.clone() for n, w in policy.trainable_weights().items()}}
     for name, (trial_id, variant) in models.items():
-        saved = load_policy(StoreCheckpoints(store, checkpoint_folder(config.name, trial_id)))
-        if saved is not None:
+        checkpoints = StoreCheckpoints(store, checkpoint_folder(config.name, trial_id))
+        kept = weights_name(store, config.name, trial_id)
+        if kept and (saved := load_policy(checkpoints, kept)) is not None:
             weights[name] = weights_of(policy, saved, variant)
     pixels = torch.from_numpy(np.stack([np.asarray(clip.pixels(row.image)) for _, row in shown]))
     stored = policy.frozen(pixels)

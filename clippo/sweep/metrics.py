@@ -14,6 +14,7 @@ from ray.util.metrics import Counter, Gauge
 
 from clippo.evaluate.objectives import COST, Objectives
 from clippo.front import hypervolume
+from clippo.front.counts import STOPPED, STOPPED_AFTER
 from clippo.front.evidence import HV_REFERENCE_POINT
 from clippo.sweep.search import Numbers, Score
 
@@ -68,12 +69,13 @@ class SweepMetrics(tune.Callback):
         if numbers is None:
             self._finish(trial, "failed")
             return
-        stopped = result["epoch"] < trial.config["settings"]["epochs"]
+        settings = trial.config["settings"]
+        stopped = result["epoch"] < (settings.get(STOPPED_AFTER) or settings["epochs"])
         self._points.append(self._place(numbers))
         self._volume.set(hypervolume(self._points, HV_REFERENCE_POINT))
         if numbers.get(COST):  # Ray refuses to add nothing
             self._device_s.inc(numbers[COST])
-        self._finish(trial, "stopped_early" if stopped else "completed")
+        self._finish(trial, STOPPED if stopped else "completed")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._finish(trial, "failed")

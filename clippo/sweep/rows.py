@@ -18,13 +18,13 @@ from clippo.config import SweepConfig
 from clippo.evaluate import Counts
 from clippo.evaluate.objectives import COST, share_of
 from clippo.evaluate.rankings import Ranking
-from clippo.front.counts import EVAL_COLUMNS, REFERENCE
+from clippo.front.counts import EVAL_COLUMNS, REFERENCE, STOPPED, STOPPED_AFTER
 from clippo.prepared import PreparedSet
 from clippo.results import ResultStore, View
 from clippo.results.checkpoints import checkpoint_folder
 from clippo.sweep.search import Outcome
 from clippo.tasks import objectives_of
-from clippo.train.checkpoint import POLICY
+from clippo.train.checkpoint import POLICY, weights_after
 
 SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "orthogonality", "seed")
 """The settings that have a column of their own; others go to params_json."""
@@ -68,7 +68,7 @@ class Scorer:
         if not trial.counts:
             return Outcome(None, reason=trial.error or "no counts")
         numbers = self.numbers(trial.counts, reference, trial.device_s)
-        return Outcome(numbers, stopped=trial.status == "stopped_early")
+        return Outcome(numbers, stopped=trial.status == STOPPED)
 
 
 def device_s(report: Mapping[str, Any], config: SweepConfig) -> float:
@@ -100,12 +100,16 @@ class TrialRows:
             preemptions: how often it was restarted.
         """
         known = {n: settings.get(n) for n in SETTINGS}
+        others = {n: v for n, v in settings.items() if n not in known}
+        if stopped:
+            others[STOPPED_AFTER] = reports[-1]["epoch"]
+        weights = weights_after(reports[-1]["epoch"]) if stopped else POLICY
         folder = checkpoint_folder(self.config.name, trial_id)
-        tuned = trial_id != REFERENCE and failure is None and not stopped
+        tuned = trial_id != REFERENCE and failure is None
         trial = {
             **known,
             **self._provenance,
-            "status": "failed" if failure else "stopped_early" if stopped else "completed",
+            "status": "failed" if failure else STOPPED if stopped else "completed",
             "error": failure,
             "started_at": datetime.fromtimestamp(began, timezone.utc),
             "finished_at": datetime.now(timezone.utc),
@@ -114,12 +118,12 @@ class TrialRows:
             "trainable": self.config.model.trainable,
             "optimizer": self.config.train.optimizer,
             "precision": reports[-1]["precision"] if reports else self.config.train.precision,
-            "params_json": json.dumps({n: v for n, v in settings.items() if n not in known}),
+            "params_json": json.dumps(others),
             "wall_s": time.time() - began,
             "device_s": device_s(reports[-1], self.config) if reports else 0.0,
             "device_type": "gpu" if self.config.gpus_per_worker else "cpu",
             "preemptions": preemptions,
-            "checkpoint_uri": self.store.uri_of(f"{folder}/{POLICY}") if tuned else None,
+            "checkpoint_uri": self.store.uri_of(f"{folder}/{weights}") if tuned else None,
         }
         metrics = [
             {"epoch": r["epoch"], "step": r["step"], "name": name, "value": value}

@@ -44,7 +44,7 @@ from clippo.sweep.mirror import Mirror, check_mirror
 from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
-from clippo.sweep.scheduler import Halving, HalvingScheduler
+from clippo.sweep.scheduler import StoppingScheduler, rule_of
 from clippo.sweep.search import Numbers, Outcome, Proposal, Search
 from clippo.sweep.space import baseline
 from clippo.sweep.tracking import Tracking, check_tracking
@@ -220,7 +220,7 @@ class _Sweep:
         their own.
         """
         search = self._config.search
-        if search.halving or search.replicates > 1 or set(search.objectives) != set(self._objectives.names):
+        if search.replicates > 1 or set(search.objectives) != set(self._objectives.names):
             return None
         if not any(i.isdigit() for i in self._finished):
             return ()
@@ -250,7 +250,7 @@ class _Sweep:
                 self._contenders = self._contenders.after(counts)
 
         callback = SweepCallback(TrialRows(config, self._store, self._prepared), self._score, view, ended)
-        scheduler = self._scheduler(callback) if search_config.halving else None
+        scheduler = self._scheduler(callback)
         search = Search(
             search_config,
             self._score,
@@ -295,14 +295,11 @@ class _Sweep:
     def _score(self, report: Mapping[str, Any]) -> Numbers | None:
         return self._scorer.of_report(report, self._reference)
 
-    def _scheduler(self, callback: SweepCallback) -> HalvingScheduler:
+    def _scheduler(self, callback: SweepCallback) -> StoppingScheduler | None:
         """Early stopping, which knows how trials of earlier runs stood at the rungs."""
         search = self._config.search
-        halving = Halving(
-            min_epochs=search.min_epochs,
-            reduction_factor=search.reduction_factor,
-            max_epochs=search.epochs[1],
-        )
+        if (rule := rule_of(search)) is None:
+            return None
 
         def maximised(numbers: Numbers) -> list[float]:
             own = self._objectives
@@ -317,8 +314,8 @@ class _Sweep:
                 if epoch == trial.settings["epochs"]:
                     continue  # it had finished, and was compared with nobody
                 numbers = self._scorer.numbers(counts, self._reference, trial.device_s)
-                halving.record(trial_id, epoch, maximised(numbers))
-        return HalvingScheduler(halving, score, on_decision=callback.decided)
+                rule.record(trial_id, epoch, maximised(numbers))
+        return StoppingScheduler(rule, score, on_decision=callback.decided)
 
     def _tune(
         self, config: SweepConfig, search: Search, callback: SweepCallback,

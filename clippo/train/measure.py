@@ -28,7 +28,7 @@ Measure = Callable[[Sequence[EvalData], Mapping[str, Weights]], list[Counts]]
 """Counts of some variants of the weights on some sets."""
 
 WorthTesting = Callable[[Sequence[Counts]], Collection[str]]
-"""From the counts on validation pictures, the variants that are to be measured on test pictures too."""
+"""From the counts on validation pictures, the variants that are worth measuring on test pictures too."""
 
 
 def all_variants(counts: Sequence[Counts]) -> set[str]:
@@ -44,8 +44,9 @@ def evaluate_tuned(
     """All that is measured of a trial after its last epoch.
 
     The variants on every set and the points of the curve on the ``curve_sets``: of validation all of them,
-    of test those that are worth it. The ends of the curve are not measured again: it starts at the untouched
-    model, whose counts are ``reference`` (none: it is measured), and ends at the averaged weights.
+    of test the averaged weights, which stand for the trial, and those that are worth it. The ends of the
+    curve are not measured again: it starts at the untouched model, whose counts are ``reference`` (none: it
+    is measured), and ends at the averaged weights.
     """
 
     def of_split(split: str, wanted: Collection[str] | None) -> list[Counts]:
@@ -62,7 +63,7 @@ def evaluate_tuned(
         return counts
 
     counts = of_split("validation", None)
-    return counts + of_split("test", worth_testing(counts))
+    return counts + of_split("test", {AVERAGED, *worth_testing(counts)})
 
 
 @torch.no_grad()

@@ -30,6 +30,8 @@ class TrialSettings:
         beta: preference temperature; None for a loss that has none.
         orthogonality: weight of the penalty on a trained transform; None for a tower.
         pairs: kind of the task's preference pairs; '': its first.
+        stopped_after: the epoch after which training ends; its schedules are those of ``epochs``. None: it
+            goes on to the last one.
     """
 
     loss: str
@@ -40,6 +42,7 @@ class TrialSettings:
     seed: int
     orthogonality: float | None = None
     pairs: str = ""
+    stopped_after: int | None = None
 
 
 @dataclass(frozen=True)

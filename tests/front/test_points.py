@@ -14,7 +14,7 @@ from clippo.errors import ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.front import pareto_mask
 from clippo.front.counts import read_counts
-from clippo.front.front import PAINT, PREFERENCE, TUNING, UNTOUCHED, Front, Point
+from clippo.front.front import PAINT, PREFERENCE, TUNING, UNTOUCHED, Front, Point, describe
 from clippo.front.points import front_of, read_front
 from clippo.results import ResultStore
 from tests.front.sweeps import NEEDED, OBJECTIVES, Sweep, make_sweep
@@ -354,6 +354,28 @@ def test_what_is_feasible_and_what_was_stopped() -> None:
     assert made.stopped == 1
     assert "00001" not in {p.trial_id for p in made.points}
     assert made.to_json()["stopped_early"] == 1
+
+
+def test_a_stopped_trial_offers_what_it_had_reached() -> None:
+    sweep = make_sweep(8)
+    whole = next(p for p in front(sweep).points if p.settings.get("epochs") == 2 and p.trial_id.isdigit())
+    told = {
+        "status": "stopped_early", "checkpoint_uri": "/somewhere/averaged-001.safetensors",
+        "params_json": '{"stopped_after": 1}',
+    }  # fmt: skip
+    trials = [t | (told if t["trial_id"] == whole.trial_id else {}) for t in sweep.trials]
+    others, early = pc.not_equal(sweep.evals["trial_id"], whole.trial_id), pc.equal(sweep.evals["epoch"], 1)
+    evals = sweep.evals.filter(pc.or_(others, early))
+    made = front(Sweep(trials, evals))
+    [early_point] = [p for p in made.points if p.trial_id == whole.trial_id]
+    assert (early_point.variant, early_point.settings) == ("averaged", whole.settings | {"stopped_after": 1})
+    assert " x1/2 kl" in describe(early_point.settings)
+    reference = counts_of(sweep, "reference", "reference")
+    counted = counts_of(Sweep(trials, evals), whole.trial_id, "averaged")
+    expected = OBJECTIVES.values(counted, reference, split="validation")
+    assert (early_point.goal, early_point.retention) == pytest.approx(tuple(expected.values()))
+    assert early_point.test == {}, "it was not worth test pictures"
+    assert (made.stopped, made.completed) == (1, front(sweep).completed - 1)
 
 
 def test_a_search_of_other_objectives_has_a_front_of_its_own(tmp_path: Path) -> None:

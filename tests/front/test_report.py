@@ -217,6 +217,14 @@ def test_the_setting_that_decides_is_found() -> None:
     assert all(0 <= r["low"] <= r["high"] <= 1 for r in found)
 
 
+def test_a_setting_that_is_the_same_in_all_trials_decides_nothing() -> None:
+    made = front_of(make_sweep(40))
+    same = {"epochs": 3, "learning_rate": 2e-5}
+    points = [dataclasses.replace(p, settings=p.settings | same) for p in made.points]
+    fixed = dataclasses.replace(made, points=points)
+    assert {r["setting"] for r in importances(fixed)} == {"loss", "beta", "kl weight"}
+
+
 @pytest.mark.parametrize("name", ["report", "report.pdf"])
 def test_another_suffix_is_refused(path: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]*end it in \.html$"):

@@ -114,6 +114,22 @@ def test_a_trial_that_was_stopped_is_told_pruned_with_what_it_reached() -> None:
     assert search.study.best_trials == [whole]
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_a_stopped_trial_had_reached_teaches_the_sampler(sampler: Any) -> None:
+    config = SearchConfig(concurrency=1, trials=12, seed=5, sampler=sampler, min_retention=0.5)
+    stopped = Search(config, score, OBJECTIVES, was_stopped=lambda trial_id: True)
+    whole = Search(config, score, OBJECTIVES)
+    proposed = drive(stopped, 8)
+    assert proposed == drive(whole, 8), "the sampler sees the same values"
+    assert {t.state for t in stopped.study.trials} == {TrialState.PRUNED}
+    again = finished_of(proposed)
+    told = {n: (s, Outcome(o.numbers, stopped=True)) for n, (s, o) in again.items()}
+    resumed = Search(config, score, OBJECTIVES, finished=told)
+    attributes = [(t.state, t.params, t.user_attrs, t.constraints) for t in stopped.study.trials]
+    assert [(t.state, t.params, t.user_attrs, t.constraints) for t in resumed.study.trials] == attributes
+    assert drive(resumed, 4) == drive(Search(config, score, OBJECTIVES, finished=again), 4)
+
+
 def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
     before = drive(Search(ONE_AT_A_TIME, score, OBJECTIVES), 6)
     started: list[tuple[str, int]] = []
@@ -128,7 +144,7 @@ def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
         on_start=lambda trial_id, attempt, settings: started.append((trial_id, attempt)),
     )
     states = [t.state for t in search.study.trials]
-    assert states == [TrialState.COMPLETE] * 4 + [TrialState.FAIL, TrialState.RUNNING]
+    assert states == [TrialState.COMPLETE] * 4 + [TrialState.FAIL], "what runs has not ended"
     again = search.suggest("ray0")
     assert again == {"trial_id": "00005", "attempt": 1, "settings": before[5]["settings"]}
     assert search.suggest("ray1") == {
@@ -141,8 +157,8 @@ def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
     assert started == [("00005", 1), ("cross_entropy", 0), ("00006", 0)]
     search.on_trial_complete("ray0", reached(before[5]["settings"]))
     search.on_trial_complete("ray1", {})
-    assert search.study.trials[5].params == params_of(before[5]["settings"])
-    assert [t.state for t in search.study.trials[5:]] == [TrialState.COMPLETE, TrialState.RUNNING]
+    [ended] = search.study.trials[5:]
+    assert (ended.params, ended.state) == (params_of(before[5]["settings"]), TrialState.COMPLETE)
 
 
 # ---- replicates
@@ -170,7 +186,7 @@ def test_a_failed_replicate_does_not_sink_its_settings() -> None:
     configs = [search.suggest(f"ray{i}") for i in range(3)]
     search.on_trial_complete("ray0", {FAILURE: "out of memory"})
     search.on_trial_complete("ray1", reached(configs[1]["settings"]))  # type: ignore[index]
-    assert search.study.trials[0].state == TrialState.RUNNING
+    assert search.study.trials == [], "it has not ended"
     numbers = reached(configs[2]["settings"])  # type: ignore[index]
     search.on_trial_complete("ray2", numbers)
     assert search.study.trials[0].values == list(numbers.values())
@@ -185,7 +201,7 @@ def test_a_resume_completes_the_replicates_that_were_begun() -> None:
         finished=finished_of([before[0], before[1]]),
         unfinished=[Proposal("00003", 0, before[3]["settings"])],
     )
-    assert [t.state for t in search.study.trials] == [TrialState.RUNNING] * 2
+    assert search.study.trials == []
     proposed = drive(search, 4)
     assert sorted((p["trial_id"], p["attempt"]) for p in proposed) == [
         ("00002", 0), ("00003", 1), ("00004", 0), ("00005", 0),
@@ -208,8 +224,8 @@ def test_fewer_trials_than_were_begun_still_end_with_whole_settings() -> None:
 
 
 def test_replicates_are_not_stopped_one_by_one() -> None:
-    with pytest.raises(ConfigError, match="1 with halving"):
-        SearchConfig(halving=True, replicates=2)
+    with pytest.raises(ConfigError, match="1 with stopping"):
+        SearchConfig(stopping="no_better", replicates=2)
 
 
 # ---- objectives, constraint, budget
