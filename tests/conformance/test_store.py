@@ -168,7 +168,7 @@ def test_trial_without_metrics_and_evals(store: ResultStore) -> None:
 
 def test_sweeps_never_mix(store: ResultStore) -> None:
     for sweep in ("s1", "s1-b", "s1.b", "S2"):
-        write(store, sweep=sweep)
+        write(store, sweep=sweep, rankings=RANKINGS)
         store.write_examples(sweep, [EXAMPLE])
         store.write_started(sweep, "t1", 0, SETTINGS)
     store.write_config("waiting", {})
