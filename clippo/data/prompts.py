@@ -63,7 +63,7 @@ def templates_of(prompt: str) -> tuple[str, ...]:
     ('a photo of a {}, a type of pet.',)
     """
     if "{}" in prompt:
-        return tuple(_checked(line, "the prompt") for line in prompt.splitlines())
+        return tuple(_checked(line, "the prompt") for line in prompt.split("\n"))
     names = {_plain(name): name for name in READY_TEMPLATES}
     names |= {_plain(short): name for short, name in _SHORT_NAMES.items()}
     if name := names.get(_plain(prompt)):
