@@ -226,7 +226,7 @@ def _card(
         "## Settings",
         "",
         *(f"- {name}: {trial[name]}" for name in settings if trial[name] is not None),
-        *(f"- {name}: {value}" for name, value in json.loads(trial["params_json"] or "{}").items() if value),
+        *(f"- {n.replace('_', ' ')}: {v}" for n, v in json.loads(trial["params_json"] or "{}").items() if v),
         "",
         "## Provenance",
         "",
