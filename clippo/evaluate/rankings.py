@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clippo.errors import ConfigError
+from clippo.evaluate.ranking_bias import checked_scores
 
 DEPTH = 4
 """Places that are stored, as a multiple of k: resamples fill their top k from them."""
@@ -52,15 +52,8 @@ def ranked(
     Raises:
         ConfigError: for scores that are NaN or do not fit, or k out of 1..N.
     """
-    scores_N, groups_N = np.asarray(scores, dtype=np.float64), np.asarray(groups)
-    if scores_N.ndim != 1 or scores_N.shape != groups_N.shape:
-        raise ConfigError(
-            f"scores of shape {scores_N.shape} for groups of shape {groups_N.shape}; expected one each"
-        )
-    if np.isnan(scores_N).any():
-        raise ConfigError("scores contain NaN, which has no rank; leave those pictures out")
-    if not 1 <= k <= len(scores_N):
-        raise ConfigError(f"k is {k}, but must be between 1 and the number of pictures, {len(scores_N)}")
+    groups_N = np.asarray(groups)
+    scores_N = checked_scores(scores, groups_N, k)
     first = np.argsort(-scores_N, kind="stable")[: DEPTH * k]
     return Ranking(
         query=query,
