@@ -83,9 +83,7 @@ def export(
         raise ConfigError(f"--out is {str(out)!r}; it must end in .safetensors")
     if (variant != AVERAGED) + (alpha is not None) + (power is not None) > 1:
         raise ConfigError("--variant, --alpha and --t exclude each other; give one of them")
-    config = store.config(sweep)
-    if config is None:
-        raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {', '.join(store.sweeps())}")
+    config = store.known_config(sweep)
     model = ModelConfig(**config["model"])
     saved = _saved(store, sweep, trial_id)
     trial = next(t for t in store.trials(sweep).to_pylist() if t["trial_id"] == trial_id)

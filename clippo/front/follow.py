@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from clippo.errors import ConfigError, StoreError
+from clippo.errors import ConfigError
 from clippo.front.counts import REFERENCE
 from clippo.front.front import Front
 from clippo.front.points import front_of
@@ -32,8 +32,7 @@ def followed(
     """
     if not every > 0:
         raise ConfigError(f"every is {every:g}; it must be above 0 seconds")
-    if store.config(sweep) is None:
-        raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {', '.join(store.sweeps())}")
+    store.known_config(sweep)
     known: dict[str, int] = {}
     shown: Front | None = None
     since = "no trial yet"

@@ -68,7 +68,7 @@ def _nearest(
         cell += code
     cell[(setting_T[trial] < 0) | (epoch < last_epoch[trial])] = cells  # beyond the last one
     del trial, variant, which, epoch  # hundreds of megabytes
-    # The sums over the seeds have the ratios that the means have.
+    # The sums over the seeds have the ratios that the means have. (The view is for the type checker.)
     counts: list[Array] = [
         np.bincount(cell, evals[n].to_numpy(), cells + 1)[:cells].reshape(-1, len(sets)).view(np.float64)
         for n in counted

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clippo.errors import ConfigError, StoreError
+from clippo.errors import ConfigError
 from clippo.evaluate.objectives import RETENTION, Goal, Objectives
 from clippo.evaluate.rankings import resamples
 from clippo.evaluate.words import Words
@@ -52,7 +52,7 @@ from clippo.front.front import (
     Measured,
     Point,
 )
-from clippo.front.nearest import LARGE, nearest_trials
+from clippo.front.nearest import LARGE, TUNING_LOSS, nearest_trials
 from clippo.front.pareto import pareto_mask
 from clippo.front.searched import searched_front
 from clippo.front.uncertainty import Array, seed_spread, wilson_interval
@@ -75,10 +75,7 @@ def front_of(
         StoreError: no such sweep, or nothing measured yet.
         ConfigError: ``min_retention`` is out of its bounds.
     """
-    config = store.config(sweep)
-    if config is None:
-        known = ", ".join(store.sweeps()) or "none"
-        raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {known}")
+    config = store.known_config(sweep)
     search = config.get("search", {})  # those of earlier versions lack some of it
     bound = search.get("min_retention") or MIN_RETENTION
     trials = store.trials(sweep) if trials is None else trials
@@ -108,9 +105,7 @@ def front_of_trial(store: ResultStore, sweep: str, trial_id: str) -> Front:
     Raises:
         StoreError: no such sweep, or the untouched model has not been measured.
     """
-    config = store.config(sweep)
-    if config is None:
-        raise StoreError(f"{store.uri} has no sweep {sweep!r}")
+    config = store.known_config(sweep)
     where, own = {"trial_id": [REFERENCE, trial_id]}, Objectives.of(config)
 
     def alone(rows: pa.Table) -> pa.Table:
@@ -253,7 +248,7 @@ def _methods(counts: CountTable) -> NDArray[np.int64]:
     def method(setting: Setting, variant: str) -> str:
         if setting.trial_id == REFERENCE:
             return UNTOUCHED
-        if setting.settings.get("loss") != "cross_entropy":
+        if setting.settings.get("loss") != TUNING_LOSS:
             return PREFERENCE
         return PAINT if "=" in variant else TUNING
 

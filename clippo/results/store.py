@@ -212,6 +212,17 @@ class ResultStore:
         [data] = self._objects.get([f"sweeps/{_name('sweep', sweep)}.json"])
         return None if data is None else dict(json.loads(data)["config"])
 
+    def known_config(self, sweep: str) -> dict[str, Any]:
+        """The same of a sweep that must be there.
+
+        Raises:
+            StoreError: there is none; with the names of those that there are.
+        """
+        if (config := self.config(sweep)) is None:
+            known = ", ".join(self.sweeps()) or "none"
+            raise StoreError(f"{self.uri} has no sweep {sweep!r}; its sweeps are: {known}")
+        return config
+
     def state(self, sweep: str) -> dict[str, Any] | None:
         """``state``, ``trials`` and ``at`` as noted last; a killed driver leaves its sweep running."""
         [data] = self._objects.get([f"state/{_name('sweep', sweep)}.json"])
