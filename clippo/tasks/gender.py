@@ -65,7 +65,7 @@ WORDS = Words(
     },
     tiles=("max_skew/concept/held_out", "minority_accuracy"),
     columns=(
-        ("max_skew/concept/held_out", "held\nout", "MaxSkew of held-out concepts"),
+        ("max_skew/concept/held_out", "un-\nseen", "MaxSkew of held-out concepts"),
         ("concept_accuracy", "con-\ncept", "concept read right"),
         ("minority_accuracy", "mino-\nrity", "group read right where it is not its concept's majority"),
     ),
