@@ -30,13 +30,14 @@ from rich.console import Console
 from benchmarks.common import RESULTS, Line, Spread, finish, load, program, results_folder, the_console
 from benchmarks.store import METRICS, SETS, VALIDATION, VARIANTS
 from clippo.config import SearchConfig, SweepConfig
-from clippo.evaluate import Counts
+from clippo.evaluate import Counts, Objectives
 from clippo.prepared import PreparedSet
 from clippo.results import SpooledStore
 from clippo.sweep.callback import SweepCallback
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import Scorer, TrialRows
 from clippo.sweep.search import Score, Search
+from clippo.tasks import resolved
 
 PICTURES = 384
 WINDOW = 200  # trials that a number at the beginning or the end is the mean of
@@ -94,8 +95,10 @@ class TimedStore(SpooledStore):
 class TimedSearch(Search):
     """Notes how long each proposal took [s], without the note in the store that it has begun."""
 
-    def __init__(self, search: SearchConfig, score: Score, on_start: Callable[..., None]) -> None:
-        super().__init__(search, score, on_start=self._noting)
+    def __init__(
+        self, search: SearchConfig, score: Score, objectives: Objectives, on_start: Callable[..., None]
+    ) -> None:
+        super().__init__(search, score, objectives, on_start=self._noting)
         self._note, self._noted, self.seconds = on_start, 0.0, list[float]()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # or FINISHED
@@ -158,8 +161,8 @@ class Measured:
 
 def run(config: SweepConfig, store: TimedStore, seconds: float, console: Console) -> Measured:
     """Runs a sweep of sleeping trials."""
-    measured = Measured()
-    total = {"n_correct": int(0.9 * PICTURES), "n_total": PICTURES, "n_fooled": 0}
+    config, measured = resolved(config), Measured()
+    total: dict[str, Any] = {"n_correct": int(0.9 * PICTURES), "n_total": PICTURES, "n_fooled": 0}
     reference = [Counts(eval_set=name, variant="reference", **total) for name in SETS]
     scorer = Scorer(config)
 
@@ -173,11 +176,12 @@ def run(config: SweepConfig, store: TimedStore, seconds: float, console: Console
             told = f"{done} trials; each of the last {WINDOW} took {wall:.3f} s, of the driver's processor "
             console.print(f"{told}{work:.3f} s", highlight=False)
 
-    search = TimedSearch(config.search, score, lambda *trial: store.write_started(config.name, *trial))
+    own, untouched = scorer.objectives, scorer.numbers(reference, reference)
+    search = TimedSearch(config.search, score, own, lambda *trial: store.write_started(config.name, *trial))
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, open(os.devnull, "w") as nowhere:
         callback = SweepCallback(
             TrialRows(config, store, cast(PreparedSet, Digests())), score,
-            ProgressView(Console(file=nowhere), config.search.trials, (0.4, 1.0)), on_end,
+            ProgressView(Console(file=nowhere), config.search.trials, own, untouched), on_end,
         )  # fmt: skip
         measured.note_end()
         with measured.watching(folder):

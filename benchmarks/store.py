@@ -106,7 +106,8 @@ between = time.perf_counter()
 columns = ["trial_id", "variant", "eval_set", "epoch", "n_correct", "n_total"]
 evals = store.evals(sweep, View(columns=columns, where={"eval_set": sets}, dictionary=True))
 print(json.dumps({
-    **spent(), "imports": ready - began, "trials": between - ready, "evals": time.perf_counter() - between,
+    **spent(), "trial_rows": len(trials), "eval_rows": len(evals),
+    "imports": ready - began, "trials": between - ready, "evals": time.perf_counter() - between,
 }))
 """
 )

@@ -42,7 +42,7 @@ from benchmarks.common import (
     results_folder,
     the_console,
 )  # fmt: skip
-from clippo.config import ModelConfig, TrainConfig
+from clippo.config import ModelConfig, SweepConfig, TrainConfig
 from clippo.model import policy_of
 from clippo.train import TrialSettings, fit
 
@@ -180,8 +180,7 @@ def main(
         smoke: tiny, to see that the program works.
         results: folder of the JSON.
     """
-    import ray
-
+    from clippo.sweep.cluster import joined_ray
     from clippo.train.ray_train import POLL_S
 
     if smoke:
@@ -199,15 +198,11 @@ def main(
         )  # fmt: skip
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = POLL_S
-        began = time.perf_counter()
-        cpus = max(workers, os.cpu_count() or 1)
-        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-        started = time.perf_counter() - began
         sides = {PLAIN: Launches(with_torch, run), RAY: Launches(with_ray, run)}
-        try:
+        began = time.perf_counter()
+        with joined_ray(SweepConfig(workers=workers)):  # as a sweep starts it
+            started = time.perf_counter() - began
             medians = alternate(sides, rounds, console)
-        finally:
-            ray.shutdown()
     ratio = Spread.of(ratios(medians[RAY], medians[PLAIN]))
     lines = [Line(f"{RAY} / {PLAIN}: an epoch after launch", ratio, "x", GOAL, at_least=False)]
     for name, side in sides.items():

@@ -61,7 +61,7 @@ def sweep_main(presets: Presets, description: str | None) -> None:
         where = f"clippo front {shlex.quote(config.results)} --sweep {front.sweep}"
         console.print(Text(f"results: {config.results}   this table again: {where}"), soft_wrap=True)
         console.print(Text(f"report: {_kept_report(config.results, front.sweep)}"), soft_wrap=True)
-        if front.completed == 0:
+        if front.completed + front.stopped == 0:
             console.print("[red]no trial of the sweep was completed[/]")
             return 1
         return 0

@@ -18,9 +18,6 @@ from clippo.errors import ConfigError
 
 Range = tuple[float, float]
 
-RETENTION_SETS = ("clean/seen", "clean/held_out", "reading/held_out")
-ROBUSTNESS_SETS = ("attacked/seen", "attacked/held_out")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -60,6 +57,11 @@ class DataConfig:
     """Pictures that preference pairs are made from [count]."""
     attacked_copies: int = 1
     """Attacked copies of each of them, the word of each drawn anew [count]."""
+    kept_source: str = ""
+    """Task gender: labelled pictures of another kind whose reading must be kept, a source as above; empty:
+    none."""
+    top_k: int = 24
+    """Task gender: the top of a ranking that is looked at [count]."""
     eval_pictures: int = 384
     """Pictures of each evaluation set [count]."""
     max_unreadable: float = 0.01
@@ -82,6 +84,7 @@ class DataConfig:
         _require(self.train_pictures >= 2, "data.train_pictures", self.train_pictures, "at least 2")
         _require(self.attacked_copies >= 1, "data.attacked_copies", self.attacked_copies, "at least 1")
         _require(self.eval_pictures >= 1, "data.eval_pictures", self.eval_pictures, "at least 1")
+        _require(self.top_k >= 1, "data.top_k", self.top_k, "at least 1")
         _require(self.picture_size >= 0, "data.picture_size", self.picture_size, "at least 0")
         _require(0 <= self.max_unreadable < 1, "data.max_unreadable", self.max_unreadable, "in [0, 1)")
         low, high = self.font_size
@@ -174,19 +177,25 @@ class SearchConfig:
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "tpe"
     """How settings are proposed: tree-structured Parzen estimators, evolution (nsga2, nsga3), Gaussian
     processes, quasi-random or random points."""
-    objectives: tuple[str, ...] = ("robustness", "retention")
-    """What the search weighs against each other, two or three of: robustness, retention, accuracy:SET and
-    attack_success_rate:SET of any evaluation set (such as reading/held_out), device_s (seconds of device time
-    of a trial). The last two are minimised."""
+    objectives: tuple[str, ...] = ()
+    """What the search weighs against each other, two or three of: the task's goal (such as robustness),
+    retention, accuracy:SET and attack_success_rate:SET of any evaluation set (such as reading/held_out),
+    device_s (seconds of device time of a trial). The last two are minimised. None: goal and retention."""
+    pairs: tuple[str, ...] = ()
+    """Kinds of the task's preference pairs to choose from. None: its first."""
     min_retention: float = 0.0
     """Retention below this counts as infeasible to the sampler, however robust; 0: no bound [share]."""
     replicates: int = 1
     """Trials of each setting, with a seed each; the sampler is told their mean [count]."""
-    halving: bool = False
-    """Stop trials early whose objectives after some epochs are not among the best (asynchronous successive
-    halving by non-dominated rank); for trials of many epochs (docs/EXPERIMENTS.md)."""
+    stopping: Literal["none", "no_better", "halving"] = "none"
+    """Which trials are stopped early, by their objectives: no_better stops one that came no farther than
+    another one, or itself before, with no more epochs; halving (asynchronous successive halving by
+    non-dominated rank) those that are not among the best when they reach a rung. What is stopped offers the
+    averaged weights that it had by then; for trials of many epochs (docs/EXPERIMENTS.md)."""
     min_epochs: int = 3
-    """With halving: epochs that every trial gets, the first rung [count]."""
+    """With stopping: epochs that every trial gets; the first rung of halving [count]."""
+    min_gain: float = 0.01
+    """With no_better: how much farther, in one objective at least, a trial must have come."""
     reduction_factor: int = 2
     """With halving: at each rung the best 1 / reduction_factor go on, to as many times the epochs."""
     confirm: int = 1
@@ -210,20 +219,20 @@ class SearchConfig:
         _require(len(self.losses) >= 1, "search.losses", self.losses, "at least one loss")
         for name in ("trials", "concurrency", "replicates", "min_epochs"):
             _require(getattr(self, name) >= 1, f"search.{name}", getattr(self, name), "at least 1")
-        for name in ("confirm", "device_hours", "wall_hours", "patience"):
+        for name in ("confirm", "device_hours", "wall_hours", "patience", "min_gain"):
             _require(getattr(self, name) >= 0, f"search.{name}", getattr(self, name), "at least 0")
         _require(self.reduction_factor >= 2, "search.reduction_factor", self.reduction_factor, "at least 2")
         _require(
-            not self.halving or self.replicates == 1,
+            self.stopping == "none" or self.replicates == 1,
             "search.replicates",
             self.replicates,
-            "1 with halving, or the mean would be of the seeds that were not stopped",
+            "1 with stopping, or the mean would be of the seeds that were not stopped",
         )
         _require(
             0 <= self.min_retention <= 1, "search.min_retention", self.min_retention, "a share in [0, 1]"
         )
         _require(
-            2 <= len(set(self.objectives)) == len(self.objectives) <= 3,
+            not self.objectives or 2 <= len(set(self.objectives)) == len(self.objectives) <= 3,
             "search.objectives",
             self.objectives,
             "two or three different ones",
@@ -232,6 +241,11 @@ class SearchConfig:
         for name in ranges:
             low, high = getattr(self, name)
             _require(0 < low <= high, f"search.{name}", (low, high), "a range with 0 < low <= high")
+
+    @property
+    def may_stop_after(self) -> int | None:
+        """The first epoch after which trials may be stopped; None: they are not."""
+        return None if self.stopping == "none" else self.min_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +280,12 @@ class SweepConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    retention_sets: tuple[str, ...] = RETENTION_SETS
-    """Evaluation sets whose accuracy must be kept; retention is the mean over them of policy / reference."""
-    robustness_sets: tuple[str, ...] = ROBUSTNESS_SETS
-    """Attacked evaluation sets; robustness is the share correct over all their pictures."""
+    retention_sets: tuple[str, ...] = ()
+    """Evaluation sets whose accuracy must be kept; retention is the mean over them of policy / reference.
+    None: the task's."""
+    goal_sets: tuple[str, ...] = ()
+    """Evaluation sets of the task's goal; robustness is the share correct over all their pictures. None: the
+    task's."""
 
     def __post_init__(self) -> None:
         _require(
@@ -333,6 +349,7 @@ def absolute(config: SweepConfig) -> SweepConfig:
     data = replace(
         data,
         source=place(data.source),
+        kept_source=place(data.kept_source),
         class_names=file(data.class_names),
         test_sets=tuple(map(place, data.test_sets)),
         train_fonts=tuple(map(file, data.train_fonts)),

@@ -5,6 +5,7 @@ D embedding
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from clippo import demo
 from clippo.config import ModelConfig
 from clippo.errors import ConfigError, ModelError, StoreError
-from clippo.front.counts import REFERENCE
+from clippo.evaluate.words import Words
+from clippo.front.counts import CONFIRM, REFERENCE
 from clippo.front.front import Point
-from clippo.front.points import front_of
+from clippo.front.points import front_of_trial
 from clippo.model import ClipModel, Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
 from clippo.prepared.build import weights_digest
 from clippo.results import ResultStore
-from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
+from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder, weights_name
 from clippo.train.checkpoint import load_policy, weights_of
 from clippo.train.measure import AVERAGED
 
@@ -42,7 +44,9 @@ PREPROCESSING = {
 ENDS = {"alpha=0": (REFERENCE, REFERENCE), "t=0": (REFERENCE, REFERENCE)}
 """Where a curve begins is a point of its own in the front."""
 
-LICENCES = {demo.MODEL_NAME: "Apache-2.0; what it was made from is listed in clippo/demo/LICENSES.md"}
+OWN_LICENCE = "Apache-2.0; what it was made from is listed in clippo/demo/LICENSES.md"
+LICENCES = {"openai": "MIT", "laion": "MIT"}
+"""Of published weights, by what their tags begin with."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,7 @@ def export(
         raise ConfigError(f"--out is {str(out)!r}; it must end in .safetensors")
     if (variant != AVERAGED) + (alpha is not None) + (power is not None) > 1:
         raise ConfigError("--variant, --alpha and --t exclude each other; give one of them")
-    config = store.config(sweep)
-    if config is None:
-        raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {', '.join(store.sweeps())}")
+    config = store.known_config(sweep)
     model = ModelConfig(**config["model"])
     saved = _saved(store, sweep, trial_id)
     trial = next(t for t in store.trials(sweep).to_pylist() if t["trial_id"] == trial_id)
@@ -149,8 +151,9 @@ def _usage(clip: ClipModel, weights: Path) -> str:
 
 
 def _saved(store: ResultStore, sweep: str, trial_id: str) -> dict[str, Weights]:
-    saved = load_policy(StoreCheckpoints(store, checkpoint_folder(sweep, trial_id)))
-    if saved is None:
+    name = weights_name(store, sweep, trial_id)
+    saved = name and load_policy(StoreCheckpoints(store, checkpoint_folder(sweep, trial_id)), name)
+    if not saved:
         known = sorted(t for t in store.trials(sweep)["trial_id"].to_pylist() if t != REFERENCE)
         raise StoreError(
             f"trial {trial_id!r} of sweep {sweep!r} has no weights; its trials are: {', '.join(known)}"
@@ -194,15 +197,15 @@ def _card(
 ) -> str:
     """What a user of the weights must know, as Markdown."""
     trial_id = trial["trial_id"]
-    points = {(p.trial_id, p.variant): p for p in front_of(store, sweep).points}
+    front = front_of_trial(store, sweep, trial_id)
+    points = {(p.trial_id, p.variant): p for p in front.points}
     if variant in ("alpha=1", "t=1"):
         variant = AVERAGED
     settings = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable")
-    licence = LICENCES.get(model.name) or "that of the base model's weights; look it up before you ship"
     own = ":" in model.name or model.name == demo.MODEL_NAME
     base = f"{model.name}, {model.pretrained or ('its own weights' if own else 'random weights')}"
     lines = [
-        f"# {base}, tuned against typographic attacks",
+        f"# {base}, {front.words.tuned}",
         "",
         f"Trial `{trial_id}` of sweep `{sweep}`, weights `{variant}`, made with",
         f"clippo {trial['code_version']} by preference optimisation (Afzali et al., arXiv 2411.08923).",
@@ -211,43 +214,53 @@ def _card(
         usage,
         "```",
         "",
-        f"Licence: {licence}.",
+        f"Licence: {_licence(model)}.",
         "",
+        *([front.words.card, ""] if front.words.card else []),
         "## Numbers",
         "",
-        *_numbers(points.get(ENDS.get(variant, (trial_id, variant)))),
+        *_numbers(points.get(ENDS.get(variant, (trial_id.removeprefix(CONFIRM), variant))), front.words),
         "",
         "## Settings",
         "",
         *(f"- {name}: {trial[name]}" for name in settings if trial[name] is not None),
+        *(f"- {n.replace('_', ' ')}: {v}" for n, v in json.loads(trial["params_json"] or "{}").items() if v),
         "",
         "## Provenance",
         "",
         f"- weights of the base model: {trial['model_digest']}",
         f"- pictures and how they are split and attacked: {trial['data_digest']}",
+        f"- what was prepared of both: {trial['prepared_digest']}",
         f"- code: {trial['git_commit'] or 'no commit known'}; {trial['packages_json']}",
         "",
     ]
     return "\n".join(lines)
 
 
-def _numbers(point: Point | None) -> list[str]:
+def _licence(model: ModelConfig) -> str:
+    if model.name == demo.MODEL_NAME:
+        return OWN_LICENCE
+    known = next((v for tag, v in LICENCES.items() if (model.pretrained or "").startswith(tag)), None)
+    unknown = "that of the base model's weights; look it up before you ship"
+    return f"{known}, that of the base model's weights as they were published" if known else unknown
+
+
+def _numbers(point: Point | None, words: Words) -> list[str]:
     if point is None:
         return ["This point of the curve was not measured; the measured ones are in the sweep's front."]
-    robust, kept = (
-        "{:.3f} ({:.3f} to {:.3f})".format(value, *interval)
-        for value, interval in (
-            (point.robustness, point.robustness_interval),
-            (point.retention, point.retention_interval),
-        )
-    )
+
+    def shown(value: float, interval: tuple[float, float]) -> str:
+        return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+    goal, kept = shown(point.goal, point.goal_interval), shown(point.retention, point.retention_interval)
+    tested = [f"- {n.replace('_', ' ')}: {shown(v, point.test_intervals[n])}" for n, v in point.test.items()]
     return [
         "On validation pictures, which steered the search, with 90 % intervals from the counts:",
         "",
-        f"- robustness (share of attacked pictures labelled right): {robust}",
+        f"- {words.goal}{f' ({words.meaning})' if words.meaning else ''}: {goal}",
         f"- retention (tuned / untouched accuracy): {kept}",
         "",
         "On test pictures, which neither tuning nor the search saw:",
         "",
-        *(f"- {name.replace('_', ' ')}: {value:.3f}" for name, value in point.test.items()),
+        *(tested or ["- not measured, as another model was better on validation pictures"]),
     ]

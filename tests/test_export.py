@@ -1,6 +1,7 @@
 """What is exported is what was measured: open_clip loads it and gives the trial's own predictions."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,9 @@ def test_a_trial(flags: list[str], variant: str, finished: tuple[Path, str], tmp
     assert f"weights `{variant}`" in card
     assert "robustness (share of attacked pictures labelled right): 0." in card
     assert "Apache-2.0" in card
+    if variant == "averaged":  # test pictures are measured for it, and for what may be on the front
+        _, tested = card.split("On test pictures")
+        assert re.search(r"- clean accuracy: 0\.\d{3} \(0\.\d{3} to \d\.\d{3}\)", tested), card
 
 
 def test_alpha_zero_is_the_base_model_bit_by_bit(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -155,7 +159,8 @@ def test_the_cut_is_known_from_the_store(transform_sweep: Path) -> None:
     assert config is not None
     assert ModelConfig(**config["model"]).trainable == "transform"
     digest = ResultStore(str(transform_sweep)).trials("map")["prepared_digest"][0].as_py()
-    assert len(open_prepared(transform_sweep / "prepared" / digest).clean) == 160
+    clean = open_prepared(transform_sweep / "prepared" / digest).train["train/clean"]
+    assert len(clean.rows) == 160
 
 
 @pytest.mark.parametrize("name", [demo.MODEL_NAME, "ViT-B-32-256", "convnext_base"])

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from clippo.data.datasets import open_source
 from clippo.errors import ClippoError
 from clippo.prepared import Location
-from clippo.remote import client, connect
+from clippo.remote import client, connect, reason
 from clippo.results import ResultStore
 from tests.conftest import S3Server
 
@@ -59,3 +61,11 @@ def test_a_client_is_kept_until_credentials_change(s3_env: S3Server, monkeypatch
 
 def test_a_path_and_a_url_of_one_folder_are_one_place(tmp_path: Path) -> None:
     assert connect(f"file://{tmp_path}/a/")[1] == connect(f"{tmp_path}/a")[1] == str(tmp_path / "a")
+
+
+def test_an_expired_credential_is_told_from_a_wrong_place() -> None:
+    # The test server gives out none that expire; this is what AWS answers.
+    response = {"Error": {"Code": "ExpiredToken", "Message": "The provided token has expired."}}
+    told = reason(translate_boto_error(ClientError(response, "PutObject")))
+    assert told.startswith("access denied (The provided token has expired.)")
+    assert "check the credentials" in told

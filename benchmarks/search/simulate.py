@@ -17,13 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.search.table import TABLE
-from clippo.config import RETENTION_SETS, ROBUSTNESS_SETS
-from clippo.evaluate.objectives import Counts, objectives
+from clippo.config import DataConfig
+from clippo.evaluate.objectives import Counts
 from clippo.front import hypervolume, pareto_mask
+from clippo.tasks import TypographicTask
 
 Floats = NDArray[np.float64]
 WORKERS = 4
 LEAST_RETENTION = 0.9
+OBJECTIVES = TypographicTask.objectives(DataConfig())
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ class Tabular:
         validation, test = np.full((*shape, epochs, 2), np.nan), np.full((*shape, 2), np.nan)
 
         def reached(found: list[Counts], split: str) -> list[float]:
-            sets: dict[str, Any] = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
-            return list(objectives(found, before, split=split, **sets).values())
+            return list(OBJECTIVES.values(found, before, split=split).values())
 
         for (loss, beta, kl, rate, seed, epoch), found in counts.items():
             where = (
@@ -156,17 +157,18 @@ class Sweep:
     validation: list[Floats] = field(default_factory=list)
     test: list[Floats] = field(default_factory=list)
 
-    def curve(self, table: Tabular, budget: int, *, split: str, stopped_too: bool = False) -> Floats:
+    def curve(self, table: Tabular, budget: int, *, split: str) -> Floats:
         """Share of the table's best hypervolume after 0, 1, ... ``budget`` epochs: (budget + 1,).
 
-        ``test`` is that of the points which validation pictures put on the front.
+        ``test`` is that of the points which validation pictures put on the front, without trials that were
+        stopped.
         """
         at = ("validation", "test").index(split)
         reference, best = table.reference_points[at], table.best[at]
         curve = np.zeros(budget + 1)
         known: list[int] = []
         for i, spent in enumerate(self.spent):
-            if self.epochs[i] < table.epochs and not stopped_too:
+            if split == "test" and self.epochs[i] < table.epochs:
                 continue
             known.append(i)
             points = np.array([self.validation[k] for k in known])

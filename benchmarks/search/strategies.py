@@ -12,38 +12,18 @@ import optuna
 from numpy.typing import NDArray
 from optuna import samplers
 
-from benchmarks.search.simulate import WORKERS, Strategy, Tabular
+from benchmarks.search.simulate import OBJECTIVES, WORKERS, Strategy, Tabular
 from clippo.config import SearchConfig
 from clippo.front import pareto_mask
-from clippo.sweep.scheduler import Decision, Halving, epsilon_net
+from clippo.sweep.scheduler import epsilon_net, rule_of
 from clippo.sweep.search import Search
 from clippo.sweep.space import draw
 
-OBJECTIVES = ("robustness", "retention")
-
-
-class NoBetter:
-    """Stops a trial after an epoch when others, or itself before, came about as far with no more epochs.
-
-    As far: no worse than its values less ``tolerance`` in all objectives. An experiment: sweeps do not do it.
-    """
-
-    def __init__(self, min_epochs: int, tolerance: float) -> None:
-        self._min_epochs, self._tolerance = min_epochs, tolerance
-        self._known: list[tuple[int, NDArray[np.float64]]] = []
-
-    def decide(self, trial_id: str, epoch: int, values: Sequence[float]) -> Decision:
-        if epoch < self._min_epochs:
-            return Decision(stop=False)
-        reached = np.asarray(values)
-        least = reached - self._tolerance
-        stop = any(e <= epoch and bool((v >= least).all()) for e, v in self._known)
-        self._known.append((epoch, reached))
-        return Decision(stop=stop)
+NAMES = OBJECTIVES.names
 
 
 class Ours:
-    """The project's own search, and its own early stopping unless ``halving`` is None, as Ray drives them.
+    """The project's own search and early stopping, as Ray drives them.
 
     Args:
         budget: epochs of the sweep. The search is told that it is for as many trials as these make when each
@@ -51,20 +31,23 @@ class Ours:
         more: fields of SearchConfig.
     """
 
-    def __init__(
-        self, table: Tabular, seed: int, budget: int, *, halving: Halving | NoBetter | None, **more: Any
-    ) -> None:  # fmt: skip
+    def __init__(self, table: Tabular, seed: int, budget: int, **more: Any) -> None:
         self._config = SearchConfig(
             trials=max(1, budget // table.epochs),
             concurrency=WORKERS,
             epochs=(table.epochs, table.epochs),
             seed=seed,
+            objectives=NAMES,
             **more,
         )
+        self._epochs = table.epochs
         self._stopped: set[str] = set()
-        self._halving = halving
+        self._rule = rule_of(self._config)
         self._search = Search(
-            self._config, lambda report: report["numbers"], was_stopped=self._stopped.__contains__
+            self._config,
+            lambda report: report["numbers"],
+            OBJECTIVES,
+            was_stopped=self._stopped.__contains__,
         )
         # What ends a simulated sweep is its budget of epochs, and stopped trials leave room for more.
         self._search.config = replace(self._config, trials=budget)
@@ -76,13 +59,15 @@ class Ours:
         return settings
 
     def report(self, number: int, epoch: int, values: Sequence[float]) -> bool:
-        if self._halving is None or not self._halving.decide(str(number), epoch, values).stop:
+        if self._rule is None or epoch == self._epochs:  # the scheduler asks of no trial that has finished
             return False
-        self._stopped.add(str(number))
-        return True
+        stop = self._rule.decide(str(number), epoch, values).stop
+        if stop:
+            self._stopped.add(str(number))
+        return stop
 
     def end(self, number: int, epoch: int, values: Sequence[float], stopped: bool) -> None:
-        self._search.on_trial_complete(str(number), {"numbers": dict(zip(OBJECTIVES, values, strict=True))})
+        self._search.on_trial_complete(str(number), {"numbers": dict(zip(NAMES, values, strict=True))})
 
 
 class Optuna:
@@ -102,6 +87,20 @@ class Optuna:
 
     def end(self, number: int, epoch: int, values: Sequence[float], stopped: bool) -> None:
         self._study.tell(self._trials.pop(number), values)
+
+
+class Short(Optuna):
+    """The same where every trial is ended after so many epochs, whatever it reached.
+
+    Its schedule of the learning rate is still that of a whole trial.
+    """
+
+    def __init__(self, table: Tabular, sampler: samplers.BaseSampler, epochs: int) -> None:
+        super().__init__(table, sampler)
+        self._epochs = epochs
+
+    def report(self, number: int, epoch: int, values: Sequence[float]) -> bool:
+        return epoch == self._epochs
 
 
 class SyneTune:
@@ -150,7 +149,7 @@ class SyneTune:
 
     def _result(self, epoch: int, values: Sequence[float]) -> dict[str, Any]:
         shifted = [value + by for value, by in zip(values, self._shift, strict=True)]
-        return dict(zip(OBJECTIVES, shifted, strict=True)) | {"epoch": epoch}
+        return dict(zip(NAMES, shifted, strict=True)) | {"epoch": epoch}
 
 
 class Repaired:
@@ -177,7 +176,7 @@ def moasha(table: Tabular, seed: int, **more: Any) -> SyneTune:
     np.random.seed(seed)  # noqa: NPY002
     return SyneTune(
         lambda space: MOASHA(
-            space, list(OBJECTIVES), do_minimize=False, time_attr="epoch", max_t=table.epochs,
+            space, list(NAMES), do_minimize=False, time_attr="epoch", max_t=table.epochs,
             grace_period=1, reduction_factor=3, random_seed=seed, **more,
         )
     )  # fmt: skip
@@ -194,7 +193,7 @@ def ehvi(table: Tabular, seed: int) -> SyneTune:
     reference = table.reference_points[0]
     shift = [2.0 - value for value in reference]
     return SyneTune(
-        lambda space: EHVI(space, list(OBJECTIVES), do_minimize=False, random_seed=seed), shift
+        lambda space: EHVI(space, list(NAMES), do_minimize=False, random_seed=seed), shift
     )  # fmt: skip
 
 
@@ -206,17 +205,13 @@ def evolution(table: Tabular, seed: int) -> SyneTune:
     np.random.seed(seed)  # noqa: NPY002
     return SyneTune(
         lambda space: SingleFidelityScheduler(
-            space, list(OBJECTIVES), do_minimize=False, random_seed=seed,
+            space, list(NAMES), do_minimize=False, random_seed=seed,
             searcher=MultiObjectiveRegularizedEvolution(
                 space, population_size=20, sample_size=5, random_seed=seed,
                 multiobjective_priority=Repaired(),
             ),
         )
     )  # fmt: skip
-
-
-def halving(table: Tabular, min_epochs: int, reduction_factor: int) -> Halving:
-    return Halving(min_epochs=min_epochs, reduction_factor=reduction_factor, max_epochs=table.epochs)
 
 
 Make = Callable[[Tabular, int, int], Strategy]
@@ -232,39 +227,45 @@ RIVALS: dict[str, Make] = {
     "Syne Tune evolution": lambda table, seed, budget: evolution(table, seed),
     "Syne Tune EHVI": lambda table, seed, budget: ehvi(table, seed),
 }
+
+
+def ours(**more: Any) -> Make:
+    return lambda table, seed, budget: Ours(table, seed, budget, **more)
+
+
+def no_better(min_epochs: int = 3, min_gain: float = 0.01, **more: Any) -> Make:
+    return ours(stopping="no_better", min_epochs=min_epochs, min_gain=min_gain, **more)
+
+
+def halving(min_epochs: int, reduction_factor: int, **more: Any) -> Make:
+    return ours(stopping="halving", min_epochs=min_epochs, reduction_factor=reduction_factor, **more)
+
+
 STRATEGIES: dict[str, Make] = {
-    OURS: lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 3, 2)),
+    OURS: no_better(),
     RANDOM: lambda table, seed, budget: Optuna(table, samplers.RandomSampler(seed=seed)),
     **RIVALS,
 }
+EXPLAINING = ("ours, not stopped", "ours, random settings", "ours, halving at 3 6", "random, 3 epochs")
+"""Those of the variants that say where a difference comes from."""
 VARIANTS: dict[str, Make] = {
-    "ours, not stopped": lambda table, seed, budget: Ours(table, seed, budget, halving=None),
-    "ours, rungs 1 3": lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 1, 3)),
-    "ours, rungs 1 2 4 8": lambda table, seed, budget: Ours(
-        table, seed, budget, halving=halving(table, 1, 2)
-    ),
-    "ours, rungs 2 4 8": lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 2, 2)),
-    "ours, rung 3": lambda table, seed, budget: Ours(table, seed, budget, halving=halving(table, 3, 3)),
-    "ours, no better from 3": lambda table, seed, budget: Ours(
-        table, seed, budget, halving=NoBetter(3, 0.01)
-    ),
-    "ours, no better from 2": lambda table, seed, budget: Ours(
-        table, seed, budget, halving=NoBetter(2, 0.01)
-    ),
-    "ours, no better from 1": lambda table, seed, budget: Ours(
-        table, seed, budget, halving=NoBetter(1, 0.01)
-    ),
-    "random, no better from 3": lambda table, seed, budget: Ours(
-        table, seed, budget, halving=NoBetter(3, 0.01), sampler="random"
-    ),
-    "ours, qmc": lambda table, seed, budget: Ours(
-        table, seed, budget, halving=halving(table, 3, 2), sampler="qmc"
-    ),
-    "ours, qmc, not stopped": lambda table, seed, budget: Ours(
-        table, seed, budget, halving=None, sampler="qmc"
-    ),
-    "ours, random": lambda table, seed, budget: Ours(
-        table, seed, budget, halving=halving(table, 3, 2), sampler="random"
-    ),
+    "ours, not stopped": ours(),
+    "ours, random settings": no_better(sampler="random"),
+    "ours, halving at 3 6": halving(3, 2),
+    "ours, halving at 1 3": halving(1, 3),
+    "random, 3 epochs": lambda table, seed, budget: Short(table, samplers.RandomSampler(seed=seed), 3),
+    "Optuna TPE, 3 epochs": lambda table, seed, budget: Short(table, samplers.TPESampler(seed=seed), 3),
+    "ours, halving at 2 6": halving(2, 3),
+    "ours, halving at 1 2 4 8": halving(1, 2),
+    "ours, from 1": no_better(1),
+    "ours, from 2": no_better(2),
+    "ours, from 4": no_better(4),
+    "ours, from 5": no_better(5),
+    "ours, gain 0": no_better(min_gain=0.0),
+    "ours, gain 0.005": no_better(min_gain=0.005),
+    "ours, gain 0.02": no_better(min_gain=0.02),
+    "ours, qmc": no_better(sampler="qmc"),
+    "ours, nsga2": no_better(sampler="nsga2"),
+    "ours, gp": no_better(sampler="gp"),
 }
-"""Ways of ours that are tried against each other; ``--names`` compares them."""
+"""Ways of ours that are tried against each other, and what tells why; ``--names`` compares them."""

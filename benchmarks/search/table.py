@@ -29,14 +29,15 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.common import NoCheckpoints, machine, opened, prepared_folder, program, the_console
-from clippo.config import RETENTION_SETS, ROBUSTNESS_SETS, DataConfig, ModelConfig, SearchConfig, TrainConfig
+from clippo.config import DataConfig, ModelConfig, SearchConfig, TrainConfig
 from clippo.model import policy_of
+from clippo.tasks import TypographicTask
 from clippo.train import TrialSettings, fit
 from clippo.train.measure import AVERAGED, evaluate_reference
 
 TABLE = Path(__file__).parent / "table.parquet"
 SEARCH = SearchConfig()
-EVAL_SETS = (*ROBUSTNESS_SETS, *RETENTION_SETS)
+EVAL_SETS = TypographicTask.objectives(DataConfig()).sets
 SCHEMA = pa.schema(
     {
         "loss": pa.string(),

@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from clippo import demo
-from clippo.data.formats import FORMATS, SPLITS, Listing, Picture
+from clippo.data.formats import FORMATS, SPLITS, Listing
 from clippo.data.names import names_of
 from clippo.demo import scenes
 from clippo.errors import ConfigError, DataError
 
-__all__ = ["SOURCES", "SPLITS", "ImageSource", "LabelledImage", "open_source"]
+__all__ = ["SOURCES", "SPLITS", "ImageSource", "LabelledImage", "open_source", "splits_of"]
 
 # Shares of the splits of pictures that come without; a split that is missing is taken from train.
 _SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
@@ -112,12 +113,7 @@ def _demo(argument: str, seed: int, class_names: str = "") -> ImageSource:
 def _listed(
     name: str, list_pictures: Callable[[str], Listing], argument: str, seed: int, class_names: str = ""
 ) -> ImageSource:
-    """Pictures that lie somewhere.
-
-    A picture's split is what the source says. Pictures of which it says nothing, and those of a split that is
-    missing, follow from a hash of their keys: 60 % train, 20 % validation, 20 % test. Where there are no test
-    pictures, those for validation, which others report on, become the test pictures.
-    """
+    """Pictures that lie somewhere, split as `splits_of` does."""
     if not argument:
         raise ConfigError(f"{name}: lacks the place of its pictures; write {name}:PATH")
     listing = list_pictures(argument)
@@ -132,7 +128,7 @@ def _listed(
     if repeated := [key for key, n in Counter(p.key for p in listing.pictures).items() if n > 1]:
         raise DataError(f"{name}:{argument} has {repeated[0]} twice; a picture has one class and one split")
     classes = names_of(labels, listing.names, class_names, indexed=listing.indexed)
-    splits, has_splits = _splits(listing.pictures)
+    splits, has_splits = splits_of(listing.pictures)
     index_of = {label: c for c, label in enumerate(labels)}
     by_key = sorted(range(len(splits)), key=lambda i: listing.pictures[i].key)
     groups: dict[str, list[list[int]]] = {split: [[] for _ in labels] for split in (*SPLITS, "all")}
@@ -167,8 +163,23 @@ def _listed(
     return ImageSource(name, classes, pictures, background, f"{name}-{content}", has_splits)
 
 
-def _splits(pictures: Sequence[Picture]) -> tuple[list[str], bool]:
-    """The split of each picture, and whether the source has test pictures of its own."""
+class Placed(Protocol):
+    """A picture by its key, and the split that its source puts it in, if it says so."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def split(self) -> str | None: ...
+
+
+def splits_of(pictures: Sequence[Placed]) -> tuple[list[str], bool]:
+    """The split of each picture, and whether the source has test pictures of its own.
+
+    A picture's split is what the source says. Pictures of which it says nothing, and those of a split that is
+    missing, follow from a hash of their keys: 60 % train, 20 % validation, 20 % test. Where there are no test
+    pictures, those for validation, which others report on, become the test pictures.
+    """
     given = {p.split for p in pictures}
     test = "test" if "test" in given else "validation"
     # Pictures for training also serve the splits that are lacking.
@@ -178,7 +189,7 @@ def _splits(pictures: Sequence[Picture]) -> tuple[list[str], bool]:
     if test not in given:
         shared.append("test")
 
-    def split_of(picture: Picture) -> str:
+    def split_of(picture: Placed) -> str:
         if picture.split in (None, "train"):
             return _hashed(picture.key, shared if picture.split else SPLITS)
         return "test" if picture.split == test else str(picture.split)

@@ -49,9 +49,10 @@ def templates_of(prompt: str) -> tuple[str, ...]:
     """The templates that a prompt stands for, each with one ``{}`` in the place of the class name.
 
     Args:
-        prompt: a template; a name of ``READY_TEMPLATES``, whatever its case, hyphens and underscores; or the
-            path of a text file with a template a line, without counting blank lines and those that begin with
-            ``#``. A name comes before a file of that name; ``./dtd`` is a file.
+        prompt: a template, or several, a line each; a name of ``READY_TEMPLATES``, whatever its case,
+            hyphens and underscores; or the path of a text file with a template a line, without counting blank
+            lines and those that begin with ``#``. A name comes before a file of that name; ``./dtd`` is a
+            file.
 
     Raises:
         ConfigError: none of these, a file that cannot be read, or a template without exactly one ``{}``.
@@ -62,7 +63,7 @@ def templates_of(prompt: str) -> tuple[str, ...]:
     ('a photo of a {}, a type of pet.',)
     """
     if "{}" in prompt:
-        return (_checked(prompt, "the prompt"),)
+        return tuple(_checked(line, "the prompt") for line in prompt.split("\n"))
     names = {_plain(name): name for name in READY_TEMPLATES}
     names |= {_plain(short): name for short, name in _SHORT_NAMES.items()}
     if name := names.get(_plain(prompt)):

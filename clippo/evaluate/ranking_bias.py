@@ -67,20 +67,30 @@ def top_share(scores: ArrayLike, groups: ArrayLike, k: int, group: object) -> fl
     return float(counts_KG[-1, column[0]] / k)
 
 
-def _top_counts(
-    scores: ArrayLike, groups: ArrayLike, k: int, target: str
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Pictures of each group in the top 1..k, (K, G), and the target shares, (G,)."""
+def checked_scores(scores: ArrayLike, groups_N: NDArray[np.generic], k: int) -> NDArray[np.float64]:
+    """The scores of a query, (N,).
+
+    Raises:
+        ConfigError: for scores that are NaN or do not fit the groups, or k out of 1..N.
+    """
     scores_N = np.asarray(scores, dtype=np.float64)
-    names_G, group_N = np.unique(np.asarray(groups), return_inverse=True)
-    if scores_N.ndim != 1 or scores_N.shape != group_N.shape:
+    if scores_N.ndim != 1 or scores_N.shape != groups_N.shape:
         raise ConfigError(
-            f"scores of shape {scores_N.shape} for groups of shape {group_N.shape}; expected one each"
+            f"scores of shape {scores_N.shape} for groups of shape {groups_N.shape}; expected one each"
         )
     if np.isnan(scores_N).any():
         raise ConfigError("scores contain NaN, which has no rank; leave those pictures out")
     if not 1 <= k <= len(scores_N):
         raise ConfigError(f"k is {k}, but must be between 1 and the number of pictures, {len(scores_N)}")
+    return scores_N
+
+
+def _top_counts(
+    scores: ArrayLike, groups: ArrayLike, k: int, target: str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Pictures of each group in the top 1..k, (K, G), and the target shares, (G,)."""
+    names_G, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    scores_N = checked_scores(scores, group_N, k)
     one_hot_NG = np.eye(len(names_G), dtype=np.int64)[group_N]
     targets = {"equal": np.full(len(names_G), 1 / len(names_G)), "proportional": one_hot_NG.mean(axis=0)}
     if target not in targets:

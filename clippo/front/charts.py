@@ -10,7 +10,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from clippo.front.counts import AVERAGED, REFERENCE
+from clippo.evaluate.objectives import RETENTION
+from clippo.front.counts import AVERAGED, REFERENCE, position
 from clippo.front.evidence import HV_REFERENCE_POINT
 from clippo.front.front import PAINT, PREFERENCE, TUNING, Front, Point, describe
 from clippo.front.hypervolume import hypervolume
@@ -76,7 +77,7 @@ def hypervolume_over_time(front: Front, rows: Sequence[Mapping[str, Any]]) -> li
     """The hypervolume after each trial that raised it, and after the last."""
     points_of: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for p in front.points:
-        points_of[p.trial_id].append((p.robustness, p.retention))
+        points_of[p.trial_id].append((front.gain_of(p), p.retention))
     best = np.array(points_of[REFERENCE])
     volume = hypervolume(best, HV_REFERENCE_POINT)
     seconds, steps = 0.0, [{"trials": 0, "hours": 0.0, "hypervolume": volume, "trial": "untouched model"}]
@@ -94,14 +95,14 @@ def hypervolume_over_time(front: Front, rows: Sequence[Mapping[str, Any]]) -> li
 
 
 def slice_charts(front: Front) -> dict[str, Any]:
-    """For each setting and loss, robustness against the setting, coloured by retention."""
+    """For each setting and loss, the goal against the setting, coloured by retention."""
     measured = selected(front)
     if not measured:
         return {}
     by_loss: dict[str, list[Point]] = defaultdict(list)
     for p in measured:
         by_loss[p.settings["loss"]].append(p)
-    y_domain = _padded([p.robustness for p in measured])
+    y_domain, goal = _padded([p.goal for p in measured]), front.words.goal
     retention = list(retention_range(measured))
     charts = {}
     for setting, title in SLICE_SETTINGS.items():
@@ -109,7 +110,7 @@ def slice_charts(front: Front) -> dict[str, Any]:
             values = [
                 {
                     "value": p.settings[setting],
-                    "robustness": round(p.robustness, 4),
+                    "goal": round(p.goal, 4),
                     "retention": round(p.retention, 4),
                     "trial": p.trial_id,
                     "setting": describe(p.settings),
@@ -128,16 +129,51 @@ def slice_charts(front: Front) -> dict[str, Any]:
                 .title(None)
                 .axis(tickCount=4, format="~e" if setting == "learning_rate" else "~g")
                 .scale(type="log", nice=False, padding=10),
-                y=alt.Y("robustness:Q").axis(tickCount=5).scale(domain=y_domain, nice=False),
+                y=alt.Y("goal:Q").title(goal).axis(tickCount=5).scale(domain=y_domain, nice=False),
                 color=alt.Color("retention:Q", legend=None).scale(scheme="viridis", domain=retention),
                 tooltip=[
                     "trial:N",
                     "setting:N",
-                    alt.Tooltip("robustness:Q", format=".3f"),
+                    alt.Tooltip("goal:Q", title=goal, format=".3f"),
                     alt.Tooltip("retention:Q", format=".3f"),
                 ],
             )
             charts[f"slice-{setting}-{loss}"] = styled(chart.properties(width="container", height=170))
+    return charts
+
+
+def curve_charts(front: Front) -> dict[str, Any]:
+    """What the report shows first, along the curve of one trial, with 90 % intervals."""
+    if len(front.curve) < 3:
+        return {}
+    words, t = front.words, any(variant.startswith("t=") for variant, _ in front.curve)
+    titles = {front.goal.name: words.goal, RETENTION: RETENTION, **words.numbers}
+    place = "power t of the transform" if t else "share of the way to the tuned weights"
+    charts = {}
+    for name in (*front.objectives.names, *words.tiles):
+        if name not in front.curve[0][1]:
+            continue
+        title = titles.get(name, name.replace("_", " "))
+        values = [
+            {
+                "position": position(variant) or 0.0, "weights": variant, "value": round(numbers[name][0], 4),
+                "low": round(numbers[name][1], 4), "high": round(numbers[name][2], 4),
+            }
+            for variant, numbers in front.curve if name in numbers
+        ]  # fmt: skip
+        ink = alt.param(name="ink", value=INK)
+        x = alt.X("position:Q", title=place).axis(tickCount=5)
+        base = alt.Chart(alt.InlineData(values=values), title=title).encode(x=x)
+        y = alt.Y("value:Q", title=None).axis(tickCount=5).scale(zero=False)
+        band = base.mark_area(opacity=0.2, color=GREY).encode(
+            y=alt.Y("low:Q", title=None).scale(zero=False), y2="high:Q"
+        )
+        line = base.mark_line(point=True, color=alt.ExprRef(expr="ink")).encode(
+            y=y,
+            tooltip=["weights:N", alt.Tooltip("value:Q", title=title), "low:Q", "high:Q"],
+        )
+        both = alt.layer(band, line).add_params(ink)
+        charts[f"curve-{name}"] = styled(both.properties(width="container", height=170))
     return charts
 
 

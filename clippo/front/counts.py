@@ -2,7 +2,7 @@
 
 Rows become columns here, since a sweep of 5,000 trials has 60,000 points and a million evaluations.
 
-Shapes: P points, S evaluation sets, C curves, A steps of a curve, M objectives.
+Shapes: P points, S evaluation sets, C curves, A steps of a curve, M objectives, L rankings, R draws.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clippo.errors import ConfigError, StoreError
+from clippo.evaluate.objectives import Goal, Objectives
+from clippo.evaluate.rankings import DIGITS, RankingTable, resamples
 from clippo.front.uncertainty import (
     Array,
     Interval,
@@ -29,11 +33,19 @@ from clippo.front.uncertainty import (
 
 REFERENCE = "reference"
 AVERAGED = "averaged"
+STOPPED, STOPPED_AFTER = "stopped_early", "stopped_after"
+"""Status of a trial that was stopped, and the setting that says after which epoch."""
 CONFIRM = "confirm-"
 """Before the id of the trial whose settings were trained once more, after the search."""
 EVAL_COLUMNS = (
     "trial_id", "attempt", "epoch", "eval_set", "variant", "n_correct", "n_total", "n_fooled",
 )  # fmt: skip
+RANKING_COLUMNS = (
+    "trial_id", "attempt", "epoch", "eval_set", "variant", "k", "pictures", "groups", "group_names",
+    "majority",
+)  # fmt: skip
+SPREAD_DRAWS, MOST_RESAMPLES = 200, 500  # more draws take them again, with other noise of the counts
+MOST_SPREAD = 500  # points whose spread is drawn; that of others lies between those of similar ones
 SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "orthogonality", "epochs", "seed")
 OWN_CLASSES = ("seen", "held_out")
 """Evaluation sets of the sweep's own pictures; other names are those of published sets."""
@@ -56,52 +68,143 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitCounts:
-    """What was counted on the sets that the objectives need, of one split; the first point is untouched.
+class Ranked:
+    """Rankings of points, several of each; means are over those of a point, NaN where it has none.
 
     Attributes:
-        correct_PS, total_PS: means over the seeds of a setting, so not always whole numbers.
-        attacked: that many of the sets are attacked and make robustness; the others make retention.
+        table: the rankings; pictures of different sets have different numbers.
+        point_L: the point of each.
+        points: how many there are.
+    """
+
+    table: RankingTable
+    point_L: NDArray[np.int64]
+    points: int
+
+    def __getitem__(self, points: NDArray[Any]) -> Ranked:
+        """Only some of the points."""
+        chosen, place_P = np.arange(self.points)[points], np.full(self.points, -1)
+        place_P[chosen] = np.arange(len(chosen))
+        kept = place_P[self.point_L] >= 0
+        return Ranked(table=self.table[kept], point_L=place_P[self.point_L[kept]], points=len(chosen))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rankings of each point, (P,)."""
+        return np.bincount(self.point_L, minlength=self.points)
+
+    def mean(self, values: Array) -> Array:
+        """The means of values of the rankings (..., L) over each point's own: (..., P)."""
+        flat = values.reshape(-1, len(self.point_L))
+        sums = [np.bincount(self.point_L, weights=row_L, minlength=self.points) for row_L in flat]
+        with np.errstate(invalid="ignore"):
+            means: Array = np.array(sums) / np.where(self.sizes, self.sizes, np.nan)
+        return means.reshape(*values.shape[:-1], self.points)
+
+    def skews(self) -> Array:
+        """The mean MaxSkew of each point, (P,)."""
+        return np.round(self.mean(self.table.skews()), DIGITS)
+
+    def noise(self, draws: int) -> Array:
+        """How far off it may be: resamples of the pictures, the same for all points, (R, P), of mean 0."""
+        if not len(self.table):
+            return np.zeros((draws, self.points))
+        taken = resamples(int(self.table.pictures_LM.max()) + 1, min(draws, MOST_RESAMPLES))
+        found = self.mean(self.table.skews(taken))
+        return np.resize(found - found.mean(axis=0), (draws, self.points))
+
+    def spread(self) -> Array:
+        """The standard deviation of that, (P,)."""
+        value_P = self.skews()
+        order = np.argsort(value_P)[: int((~np.isnan(value_P)).sum())]
+        some = order[np.unique(np.linspace(0, max(len(order) - 1, 0), MOST_SPREAD).astype(int))]
+        some = np.sort(some) if len(order) > MOST_SPREAD else np.sort(order)
+        sd = self[some].noise(SPREAD_DRAWS).std(axis=0)
+        by_value = np.argsort(value_P[some])
+        spread: Array = np.interp(value_P, value_P[some][by_value], sd[by_value]) if len(some) else value_P
+        spread[some] = sd
+        return spread
+
+    def interval(self, value_P: Array, spread_P: Array, confidence: float) -> Interval:
+        """``value +- z * spread``; quantiles of draws would lie too high (`bootstrap_interval`)."""
+        half = NormalDist().inv_cdf((1 + confidence) / 2) * spread_P
+        return value_P - half, value_P + half
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """What the objectives of one split are made of; the first point is untouched.
+
+    Attributes:
+        correct_PS, total_PS: counts, means over the seeds of a setting, so not always whole numbers.
+        counted: that many of the sets make the goal; the others make retention. 0 where rankings make it.
+        ranked: those rankings.
     """
 
     correct_PS: Array
     total_PS: Array
-    attacked: int
+    goal: Goal
+    counted: int
+    ranked: Ranked | None = None
 
     def __getitem__(self, points: NDArray[Any]) -> SplitCounts:
         """Only some of the points, the untouched model always first among them."""
-        return SplitCounts(
-            correct_PS=self.correct_PS[points], total_PS=self.total_PS[points], attacked=self.attacked
+        return replace(
+            self,
+            correct_PS=self.correct_PS[points],
+            total_PS=self.total_PS[points],
+            ranked=None if self.ranked is None else self.ranked[points],
         )
 
-    def objectives(self, deviate: Array | None = None) -> Array:
-        """Robustness and retention (..., P, M), as measured or at deviates (..., P, S).
+    def goals(self, deviate: Array | None = None, noise: Array | None = None) -> Array:
+        """Values of the goal (..., P), as measured, at deviates (..., P, S), or with noise (..., P)."""
+        if self.ranked is not None:
+            return self.ranked.skews() + (0 if noise is None else noise)
+        weights = self.total_PS[:, : self.counted]
+        right = self.correct_PS[:, : self.counted]  # not accuracy * weights, or equal sums would differ
+        if deviate is not None:
+            right = accuracy_at(right, weights, deviate[..., : self.counted]) * weights
+        values: Array = right.sum(axis=-1) / weights.sum(axis=-1)
+        return values
+
+    def objectives(self, deviate: Array | None = None, noise: Array | None = None) -> Array:
+        """Gain of the goal and retention (..., P, M), as measured or with noise.
 
         They are those of `clippo.evaluate.objectives`, for all points at once.
+
+        Args:
+            deviate: normal deviates of the counts, (..., P, S).
+            noise: of a goal that follows from rankings, (..., P): `Ranked.noise`.
         """
-        weights = self.total_PS[:, : self.attacked]
+        correct, total = self.correct_PS[:, self.counted :], self.total_PS[:, self.counted :]
         if deviate is None:
-            accuracy = self.correct_PS / self.total_PS
-            right = self.correct_PS[:, : self.attacked]  # not accuracy * weights, or equal sums would differ
+            kept = correct / total
         else:
-            accuracy = accuracy_at(self.correct_PS, self.total_PS, deviate)
-            right = accuracy[..., : self.attacked] * weights
-        robustness = right.sum(axis=-1) / weights.sum(axis=-1)
-        kept = accuracy[..., self.attacked :]
+            kept = accuracy_at(correct, total, deviate[..., self.counted :])
         retention = np.minimum(kept / kept[..., :1, :], 1).mean(axis=-1)
         retention[..., 0] = 1  # it keeps all that it has, whatever that is
-        return np.stack((robustness, retention), axis=-1)
+        gain = np.broadcast_to(self.goal.gain(self.goals(deviate, noise)), retention.shape)
+        return np.stack((gain, retention), axis=-1)
+
+    def noise(self, draws: int) -> Array | None:
+        """Draws (R, P) of what rankings may be off; None where counts make the goal."""
+        return None if self.ranked is None else self.ranked.noise(draws)
 
     def intervals(self, confidence: float = 0.9) -> tuple[Interval, Interval]:
-        """The intervals of robustness and of retention, from the counts."""
-        attacked, kept = slice(self.attacked), slice(self.attacked, None)
+        """The intervals of the goal's gain and of retention, from counts and rankings."""
+        counted, kept = slice(self.counted), slice(self.counted, None)
         low, high = retention_interval(
             self.correct_PS[:, kept], self.total_PS[:, kept],
             self.correct_PS[:1, kept], self.total_PS[:1, kept], confidence,
         )  # fmt: skip
         low[0] = high[0] = 1
-        correct, total = self.correct_PS[:, attacked], self.total_PS[:, attacked]
-        return wilson_interval(correct.sum(axis=-1), total.sum(axis=-1), confidence), (low, high)
+        if self.ranked is None:
+            correct, total = self.correct_PS[:, counted], self.total_PS[:, counted]
+            ends = wilson_interval(correct.sum(axis=-1), total.sum(axis=-1), confidence)
+        else:
+            ends = self.ranked.interval(self.ranked.skews(), self.ranked.spread(), confidence)
+        one, other = (self.goal.gain(end) for end in ends)
+        return (np.minimum(one, other), np.maximum(one, other)), (low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +218,7 @@ class CountTable:
         seeds_P: seeds that its counts are the mean of.
         sets: names of all evaluation sets, for instance ``test/clean/seen``.
         correct_PS, total_PS, fooled_PS: NaN where a point was not measured on a set.
+        rankings: by set, where pictures were ranked.
         repeated: for each variant, the (seeds, M) objectives of every setting that has several seeds, on
             validation pictures.
         correlation: how much of their noise neighbours on a curve share.
@@ -128,31 +232,31 @@ class CountTable:
     correct_PS: Array
     total_PS: Array
     fooled_PS: Array
-    robustness_sets: Sequence[str]
-    retention_sets: Sequence[str]
+    rankings: dict[str, Ranked]
+    objectives: Objectives
     repeated: dict[str, list[Array]]
     correlation: float
 
     def split(self, name: str) -> SplitCounts:
         """What the objectives of one split are made of."""
-        return _split(
-            self.correct_PS, self.total_PS, self.sets, name, self.robustness_sets, self.retention_sets
-        )
+        counts = (self.correct_PS, self.total_PS, self.fooled_PS)
+        return split_of(counts, self.sets, name, self.objectives, self.rankings)
 
     def numbers(self, split: str) -> dict[str, tuple[Array, Array]]:
         """``(n_correct, n_total)`` of each kind of set; of attacked ones also what was fooled; else NaN.
 
         Seen and held-out classes together, where a kind belongs to the objectives only those sets that do,
-        since curves are measured on no others. Published sets by name, for instance ``attacked/rta-100``.
+        since curves are measured on no others. Published sets, and those that are only reported, by name, for
+        instance ``attacked/rta-100``.
         """
         by_kind: dict[str, list[int]] = defaultdict(list)
-        wanted = {*self.robustness_sets, *self.retention_sets}
+        wanted, reported = set(self.objectives.sets), set(self.objectives.reported)
         kinds = {name.split("/")[0] for name in wanted}
         for i, name in enumerate(self.sets):
             part, _, rest = name.partition("/")
             kind, _, which = rest.partition("/")
-            if part == split and (rest in wanted or kind not in kinds or which not in OWN_CLASSES):
-                by_kind[kind if which in OWN_CLASSES else rest].append(i)
+            if part == split and (rest in wanted | reported or kind not in kinds or which not in OWN_CLASSES):
+                by_kind[kind if which in OWN_CLASSES and rest not in reported else rest].append(i)
         numbers = {}
         for kind, columns in sorted(by_kind.items()):
             total = self.total_PS[:, columns].sum(axis=1)
@@ -167,11 +271,10 @@ def read_counts(
     sweep: str,
     trials: pa.Table,
     evals: pa.Table,
-    *,
-    robustness_sets: Sequence[str],
-    retention_sets: Sequence[str],
+    objectives: Objectives,
+    rankings: pa.Table | None = None,
 ) -> CountTable:
-    """The counts of the last epoch of every completed trial; trials that differ in the seed alone are one.
+    """The counts of the last epoch of each trial that left weights; those of one setting are one, their mean.
 
     Points that lack a set of the objectives are left out, and so are ``alpha=0`` (the untouched model) and
     ``alpha=1`` (the averaged weights).
@@ -207,8 +310,8 @@ def read_counts(
     setting_R = np.array([setting_of[i] for i in ids])[trial_R]
     if not (setting_R == 0).any():
         raise _nothing_measured(sweep)
-    _check_reference(table[:, setting_R == 0][:, 0], sets, robustness_sets, retention_sets)
-    needed = [sets.index(f"validation/{s}") for s in (*robustness_sets, *retention_sets)]
+    _check_reference(table[:, setting_R == 0][:, 0], sets, objectives)
+    needed = [sets.index(f"validation/{s}") for s in objectives.sets]
     complete_R = ~np.isnan(table[1][:, needed]).any(axis=1)
     correlation = _correlation(table, setting_R, variant_R, trial_R, variants, needed)
     keep = np.flatnonzero(complete_R & ~_repeats(trial_R, variant_R, setting_R, variants))
@@ -220,7 +323,17 @@ def read_counts(
     for sums, counted in zip(mean, table, strict=True):
         np.add.at(sums, point, counted)
     mean /= seeds_P[:, None]
-    split = _split(table[0], table[1], sets, "validation", robustness_sets, retention_sets)
+    found = {}
+    if rankings is not None and len(rankings):
+        own, _ = coded(rankings["trial_id"], ids)
+        used, _ = coded(rankings["variant"], variants)
+        last = (own >= 0) & (used >= 0) & (rankings["epoch"].to_numpy() == last_epoch[own])
+        last &= rankings["attempt"].to_numpy() == np.array([attempts[i] for i in ids])[own]
+        row = _row_of(keys[keep], own * len(variants) + used)
+        last &= row >= 0
+        found = _ranked(rankings.filter(pa.array(last)), row[last], len(keep))
+    trials_of_points = {n: replace(r, point_L=point[r.point_L], points=len(points)) for n, r in found.items()}
+    split = split_of(tuple(table), sets, "validation", objectives, found)
     return CountTable(
         settings=settings,
         owner_P=points // len(variants),
@@ -230,8 +343,8 @@ def read_counts(
         correct_PS=mean[0],
         total_PS=mean[1],
         fooled_PS=mean[2],
-        robustness_sets=robustness_sets,
-        retention_sets=retention_sets,
+        rankings=trials_of_points,
+        objectives=objectives,
         repeated=_repeated(split, point, seeds_P, variant_R, variants),
         correlation=correlation,
     )
@@ -243,16 +356,74 @@ def _nothing_measured(sweep: str) -> StoreError:
     )
 
 
-def _split(
-    correct: Array,
-    total: Array,
-    sets: list[str],
-    name: str,
-    robustness: Sequence[str],
-    retention: Sequence[str],
+def split_of(
+    counts: tuple[Array, ...], sets: list[str], name: str, objectives: Objectives, rankings: dict[str, Ranked]
 ) -> SplitCounts:
-    columns = [sets.index(f"{name}/{s}") for s in (*robustness, *retention)]
-    return SplitCounts(correct_PS=correct[:, columns], total_PS=total[:, columns], attacked=len(robustness))
+    """What the objectives of one split are made of, from correct, total and fooled pictures."""
+    correct, total, fooled = counts
+    goal = objectives.goal
+    kept = [sets.index(f"{name}/{s}") for s in objectives.retention_sets]
+    if goal.is_ranked:
+        found = [rankings[f"{name}/{s}"] for s in goal.sets if f"{name}/{s}" in rankings]
+        if len(found) < len(goal.sets) or not (np.sum([r.sizes for r in found], axis=0)[0]):
+            raise ConfigError(f"no pictures of {name}/{goal.sets[0]} are ranked; leave it out of goal_sets")
+        return SplitCounts(
+            correct_PS=correct[:, kept], total_PS=total[:, kept], goal=goal, counted=0, ranked=_joined(found)
+        )
+    own = [sets.index(f"{name}/{s}") for s in goal.sets]
+    counted = correct if goal.measure == "right" else fooled
+    return SplitCounts(
+        correct_PS=np.concatenate([counted[:, own], correct[:, kept]], axis=1),
+        total_PS=total[:, [*own, *kept]],
+        goal=goal,
+        counted=len(own),
+    )
+
+
+def _ranked(rankings: pa.Table, row_L: NDArray[np.int64], rows: int) -> dict[str, Ranked]:
+    """The rankings of each set, of so many rows that they belong to."""
+    which, names = coded(rankings["eval_set"])
+    found = {}
+    for s, name in enumerate(names):
+        own = np.flatnonzero(which == s)
+        some = rankings.take(pa.array(own))
+        table = RankingTable(
+            _padded(some["pictures"], 0).astype(np.int32),
+            _padded(some["groups"], -1).astype(np.int8),
+            some["k"].to_numpy(),
+            pc.list_value_length(some["group_names"]).to_numpy(),
+            pc.fill_null(some["majority"], -1).to_numpy().astype(np.int64),
+        )
+        found[name] = Ranked(table=table, point_L=row_L[own], points=rows)
+    return found
+
+
+def _padded(lists: pa.ChunkedArray, filling: int) -> NDArray[Any]:
+    """Lists of numbers as rows of equal length."""
+    sizes = pc.list_value_length(lists).to_numpy()
+    padded = np.full((len(lists), int(sizes.max(initial=0))), filling)
+    padded[np.arange(padded.shape[1]) < sizes[:, None]] = pc.list_flatten(lists).to_numpy()
+    return padded
+
+
+def _joined(found: Sequence[Ranked]) -> Ranked:
+    """The rankings of several sets, whose pictures are different ones."""
+    places = max(r.table.pictures_LM.shape[1] for r in found)
+    pictures, groups, first = [], [], 0
+    for r in found:
+        missing = ((0, 0), (0, places - r.table.pictures_LM.shape[1]))
+        pictures.append(np.pad(r.table.pictures_LM + first, missing))
+        groups.append(np.pad(r.table.groups_LM, missing, constant_values=-1))
+        first += int(r.table.pictures_LM.max(initial=-1)) + 1
+    others = (np.concatenate([getattr(r.table, n) for r in found]) for n in ("k_L", "groups_L", "majority_L"))
+    table = RankingTable(np.concatenate(pictures), np.concatenate(groups), *others)
+    return Ranked(table=table, point_L=np.concatenate([r.point_L for r in found]), points=found[0].points)
+
+
+def _row_of(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each wanted key is among the sorted keys; -1: nowhere."""
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, place, -1)
 
 
 def coded(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> tuple[NDArray[np.int32], list[str]]:
@@ -270,15 +441,17 @@ def coded(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> tuple[
 
 
 def _settings(trials: pa.Table) -> tuple[list[Setting], dict[str, int]]:
-    """The settings that were run, and which one each completed trial ran."""
+    """The settings that were run, and which one each trial ran that left weights."""
     names = [n for n in SETTINGS if n in trials.column_names]
-    columns = trials.select(["trial_id", "status", "device_s", "params_json", *names]).to_pydict()
+    wanted = ["trial_id", "status", "checkpoint_uri", "device_s", "params_json", *names]
+    columns = trials.select(wanted).to_pydict()
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     # The reference first, then in the order in which a sweep numbers its trials.
     rows.sort(key=lambda r: (r["trial_id"] != REFERENCE, len(r["trial_id"]), r["trial_id"]))
     members: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        if row["status"] == "completed":
+        # Earlier versions kept no weights of trials that were stopped.
+        if row["status"] == "completed" or (row["status"] == STOPPED and row["checkpoint_uri"]):
             row["settings"] = {n: row[n] for n in names if row[n] is not None} | json.loads(
                 row["params_json"] or "{}"
             )
@@ -300,11 +473,9 @@ def _settings(trials: pa.Table) -> tuple[list[Setting], dict[str, int]]:
     return settings, setting_of
 
 
-def _check_reference(
-    counts: Array, sets: list[str], robustness_sets: Sequence[str], retention_sets: Sequence[str]
-) -> None:
+def _check_reference(counts: Array, sets: list[str], objectives: Objectives) -> None:
     for split in ("validation", "test"):
-        for name in (*robustness_sets, *retention_sets):
+        for name in objectives.sets:
             full = f"{split}/{name}"
             if full not in sets or np.isnan(counts[1, sets.index(full)]):
                 measured = [s for s, n in zip(sets, counts[1], strict=True) if not np.isnan(n)]
@@ -312,7 +483,7 @@ def _check_reference(
                     f"there is no evaluation set {name!r} among the {split} sets; "
                     f"the sets are: {', '.join(sorted(measured))}"
                 )
-            if name in retention_sets and counts[0, sets.index(full)] == 0:
+            if name in objectives.retention_sets and counts[0, sets.index(full)] == 0:
                 raise ConfigError(
                     f"the untouched model has nothing right in {full!r}; leave it out of retention_sets"
                 )

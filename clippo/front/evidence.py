@@ -1,6 +1,7 @@
-"""What the counts say about the objectives of all points together: intervals, draws, hypervolumes.
+"""What counts and rankings say about the objectives of all points: intervals, draws, hypervolumes.
 
-Only points that may be on some front are drawn; all others are dominated beyond doubt.
+All is in gains, the scale on which more is better in both objectives (`Goal.gain`). Only points that may be
+on some front are drawn; all others are dominated beyond doubt.
 
 Shapes: P points, C of them near a front, S evaluation sets, M objectives, R draws.
 """
@@ -96,9 +97,10 @@ class Evidence:
 
         rng = np.random.default_rng(0)
         few = split[near_C]
+        ranked = few.noise(DRAWS)
         drawn = [
-            np.clip(few.objectives(z) + seed, 0, 1)
-            for z, seed in _deviates(noise, near_C, few.correct_PS.shape[1], DRAWS, rng)
+            np.clip(few.objectives(z, _some(ranked, rows)) + seed, 0, 1)
+            for z, seed, rows in _deviates(noise, near_C, few.correct_PS.shape[1], DRAWS, rng)
         ]
         together = rng.normal(size=(HV_DRAWS, 1, split.correct_PS.shape[1]))
         return Evidence(
@@ -107,8 +109,10 @@ class Evidence:
             high_PM=high,
             near_C=near_C,
             draws_RCM=np.concatenate(drawn),
-            together_RCM=np.concatenate([few.objectives(z[None]) for z in together]),
-            halves=_halves(few, noise, near_C, HV_DRAWS // 2, rng),
+            together_RCM=np.concatenate(
+                [few.objectives(z[None], _some(ranked, slice(i, i + 1))) for i, z in enumerate(together)]
+            ),
+            halves=_halves(few, ranked, noise, near_C, HV_DRAWS // 2, rng),
         )
 
     def probability(self) -> Array:
@@ -180,7 +184,7 @@ class Volumes:
 
 
 def interval_of(split: SplitCounts, noise: Noise, confidence: float = 0.9) -> tuple[Array, Array]:
-    """The limits of robustness and retention, (P, M) each, from the counts and the spread of the seeds."""
+    """The limits of the gains, (P, M) each, from counts, rankings and the spread of the seeds."""
     limits = [
         widened(value_P, interval, sd_P, noise.dof, confidence)
         for value_P, interval, sd_P in zip(
@@ -202,8 +206,11 @@ def distances(measured_PM: Array) -> Array:
 
 def _deviates(
     noise: Noise, near_C: NDArray[np.int64], sets: int, draws: int, rng: np.random.Generator
-) -> Iterator[tuple[Array, Array]]:
-    """Normal deviates of the counts (R, C, S) and what seeds add to the objectives (R, C, M), in portions."""
+) -> Iterator[tuple[Array, Array, slice]]:
+    """Normal deviates of the counts (R, C, S), what seeds add to the objectives (R, C, M), and which draws
+    these are, in portions.
+    """
+    start = 0
     _, curve_C = np.unique(noise.curve_P[near_C], return_inverse=True)
     _, run_C = np.unique(noise.owner_P[near_C], return_inverse=True)
     for size in _chunks(draws, len(near_C) * sets):
@@ -214,27 +221,42 @@ def _deviates(
             # With few degrees of freedom the spread itself is not known well: Student's t.
             scale = np.sqrt(noise.dof / rng.chisquare(noise.dof, size=(size, 1, 1)))
             seed = scale * noise.sd_PM[near_C] * rng.normal(size=(size, run_C.max() + 1, 2))[:, run_C]
-        yield np.sqrt(noise.correlation) * shared + np.sqrt(1 - noise.correlation) * own, seed
+        z = np.sqrt(noise.correlation) * shared + np.sqrt(1 - noise.correlation) * own
+        yield z, seed, slice(start, start + size)
+        start += size
 
 
 def _halves(
-    split: SplitCounts, noise: Noise, near_C: NDArray[np.int64], draws: int, rng: np.random.Generator
-) -> tuple[Array, Array, Array]:
+    split: SplitCounts, ranked: Array | None, noise: Noise, near_C: NDArray[np.int64], draws: int,
+    rng: np.random.Generator,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """What `cross_hypervolumes` takes: a measurement to choose on, one to measure on, and that once more."""
-    portions = [
-        [
-            np.clip(split.objectives(z) + seed, 0, 1),
-            np.clip(split.objectives(-z) - seed, 0, 1),
-            np.clip(split.objectives(-z + np.sqrt(2) * more) - seed + np.sqrt(2) * more_seed, 0, 1),
-        ]
-        for (z, seed), (more, more_seed) in zip(
-            _deviates(noise, near_C, split.correct_PS.shape[1], draws, rng),
-            _deviates(noise, near_C, split.correct_PS.shape[1], draws, rng),
-            strict=True,
+    portions = []
+    for (z, seed, rows), (more, more_seed, _) in zip(
+        _deviates(noise, near_C, split.correct_PS.shape[1], draws, rng),
+        _deviates(noise, near_C, split.correct_PS.shape[1], draws, rng),
+        strict=True,
+    ):
+        off = again = minus = None
+        if ranked is not None:
+            off = ranked[rows]
+            minus, again = -off, -off + np.sqrt(2) * ranked[rows.start + draws : rows.stop + draws]
+        portions.append(
+            (
+                np.clip(split.objectives(z, off) + seed, 0, 1),
+                np.clip(split.objectives(-z, minus) - seed, 0, 1),
+                np.clip(
+                    split.objectives(-z + np.sqrt(2) * more, again) - seed + np.sqrt(2) * more_seed, 0, 1
+                ),
+            )
         )
-    ]
     choose, measure, again = (np.concatenate(parts) for parts in zip(*portions, strict=True))
     return choose, measure, again
+
+
+def _some(ranked: Array | None, rows: slice) -> Array | None:
+    """Some draws of what rankings are off."""
+    return None if ranked is None else ranked[rows]
 
 
 def _chunks(draws: int, numbers: int) -> list[int]:

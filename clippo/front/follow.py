@@ -32,6 +32,7 @@ def followed(
     """
     if not every > 0:
         raise ConfigError(f"every is {every:g}; it must be above 0 seconds")
+    store.known_config(sweep)
     known: dict[str, int] = {}
     shown: Front | None = None
     since = "no trial yet"

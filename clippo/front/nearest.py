@@ -12,91 +12,114 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clippo.front.counts import CONFIRM, REFERENCE, SETTINGS, SplitCounts, coded, position
+from clippo.evaluate.objectives import Objectives
+from clippo.front.counts import AVERAGED, CONFIRM, REFERENCE, SETTINGS, STOPPED, coded, position, split_of
 from clippo.front.evidence import distances
+from clippo.front.pareto import pareto_mask
 from clippo.front.uncertainty import Array
 from clippo.results import ResultStore, View
 
 LARGE = 5_000
 """Trials of a sweep that a front takes whole."""
 NEAREST = 2_000
-"""Trials of a larger sweep that it takes: preference optimisation's and baselines', that many of each."""
+"""Settings of a larger sweep that it takes of each method."""
+OTHER = 0.1  # what the objective in which a point is farther off counts beside the closer one
 TUNING_LOSS = "cross_entropy"
-COLUMNS = ("trial_id", "variant", "eval_set", "epoch", "n_correct", "n_total")
+COLUMNS = ("trial_id", "variant", "eval_set", "epoch")
 
 
-def nearest_trials(
-    store: ResultStore,
-    sweep: str,
-    trials: pa.Table,
-    *,
-    robustness_sets: Sequence[str],
-    retention_sets: Sequence[str],
-) -> pa.Table:
-    """The rows of those trials whose settings have a point closest to the front.
+def nearest_trials(store: ResultStore, sweep: str, trials: pa.Table, objectives: Objectives) -> pa.Table:
+    """The rows of those trials whose settings have a point on or closest to the front of their method.
 
-    Settings are as far off as the closest of their points, the means over their seeds on validation pictures;
-    what is on the front is 0 off. Methods are ranked apart, so that each keeps its own front. The untouched
-    model and confirming trials stay.
+    Settings are as close as the closest of their points, the means over their seeds on validation pictures.
+    The untouched model and confirming trials stay.
     """
     ids = trials["trial_id"].to_pylist()
     if REFERENCE not in ids:
         return trials
     settings = _settings(trials).dictionary_encode()
     setting_T = settings.indices.to_numpy()
-    sets = [f"validation/{s}" for s in (*robustness_sets, *retention_sets)]
-    off_K = _distances(store, sweep, ids, setting_T, sets, attacked=len(robustness_sets))
-    tuned = trials.filter(pc.equal(trials["loss"], TUNING_LOSS))
-    tuned_K = pc.is_in(settings.dictionary, value_set=_settings(tuned)).to_numpy(zero_copy_only=False)
-    near_K = np.zeros(len(off_K), dtype=np.bool_)
-    for family in (tuned_K, ~tuned_K):
-        members = np.flatnonzero(family & np.isfinite(off_K))
-        near_K[members[np.argsort(off_K[members], kind="stable")[:NEAREST]]] = True
+    tuned = _settings(trials.filter(pc.equal(trials["loss"], TUNING_LOSS)))
+    tuned_K = pc.is_in(settings.dictionary, value_set=tuned).to_numpy(zero_copy_only=False)
+    near_K = _nearest(store, sweep, ids, np.where(_offers(trials), setting_T, -1), tuned_K, objectives)
     return trials.filter(pc.or_(pa.array(near_K[setting_T]), _never_left_out(trials)))
 
 
-def _distances(
-    store: ResultStore, sweep: str, ids: Sequence[str], setting_T: NDArray[np.int32], sets: Sequence[str], *,
-    attacked: int,
-) -> NDArray[np.float64]:  # fmt: skip
-    """How far off the front the closest point of each setting is, at the end: (K,), inf for none."""
-    evals = store.evals(sweep, View(columns=COLUMNS, where={"eval_set": sets}, dictionary=True))
+def _nearest(
+    store: ResultStore, sweep: str, ids: Sequence[str], setting_T: NDArray[np.int32],
+    tuned_K: NDArray[np.bool_], objectives: Objectives,
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Which settings are near, (K,); trials of setting -1 offer no point."""
+    goal, sets = objectives.goal, [f"validation/{s}" for s in objectives.sets]
+    counted = ["n_correct", "n_total"] + ["n_fooled"] * (goal.measure == "fooled")
+    wanted = View(columns=(*COLUMNS, *counted), where={"eval_set": sets}, dictionary=True)
+    evals = store.evals(sweep, wanted)
     trial, _ = coded(evals["trial_id"], ids)
     variant, variants = coded(evals["variant"])
     which, _ = coded(evals["eval_set"], sets)
     epoch = evals["epoch"].to_numpy()
     last_epoch = np.zeros(len(ids) + 1, dtype=epoch.dtype)  # the last one is of trials that ended since
     np.maximum.at(last_epoch, trial, epoch)
-    n_settings = int(setting_T.max()) + 1
+    n_settings, setting_T = len(tuned_K), np.append(setting_T, -1)
     cells = n_settings * len(variants) * len(sets)
-    cell = np.append(setting_T, 0)[trial]
+    cell = setting_T[trial]
     for size, code in ((len(variants), variant), (len(sets), which)):
         cell *= size
         cell += code
-    cell[(trial < 0) | (epoch < last_epoch[trial])] = cells  # beyond the last one
+    cell[(setting_T[trial] < 0) | (epoch < last_epoch[trial])] = cells  # beyond the last one
     del trial, variant, which, epoch  # hundreds of megabytes
-    # The sums over the seeds have the ratios that the means have.
-    correct_PS: Array
-    total_PS: Array
-    correct_PS, total_PS = (
+    # The sums over the seeds have the ratios that the means have. (The view is for the type checker.)
+    counts: list[Array] = [
         np.bincount(cell, evals[n].to_numpy(), cells + 1)[:cells].reshape(-1, len(sets)).view(np.float64)
-        for n in ("n_correct", "n_total")
-    )
+        for n in counted
+    ]
+    correct_PS, total_PS = counts[:2]
     del evals, cell
     pa.default_memory_pool().release_unused()
 
-    start = np.array([position(v) == 0 for v in variants])  # of a curve: the untouched model once more
-    complete = np.flatnonzero((total_PS > 0).all(axis=1) & ~np.tile(start, n_settings))
-    owner = complete // len(variants)
-    untouched = owner == setting_T[ids.index(REFERENCE)]
-    if not untouched.any() or not correct_PS[complete[untouched][0]].all():
-        return np.zeros(n_settings)  # whoever reads the counts will say what is wrong
+    start_V = np.array([position(v) == 0 for v in variants], dtype=np.bool_)  # the untouched model again
+    complete = np.flatnonzero((total_PS > 0).all(axis=1) & ~np.tile(start_V, n_settings))
+    untouched = complete // len(variants) == setting_T[ids.index(REFERENCE)]
+    if not untouched.any() or not correct_PS[complete[untouched][0], len(goal.sets) :].all():
+        return np.ones(n_settings, dtype=np.bool_)  # whoever reads the counts will say what is wrong
     complete = np.concatenate([complete[untouched], complete[~untouched]])  # the first one of SplitCounts
-    split = SplitCounts(correct_PS=correct_PS[complete], total_PS=total_PS[complete], attacked=attacked)
-    off_K = np.full(n_settings, np.inf)
-    np.minimum.at(off_K, complete // len(variants), distances(split.objectives()).min(axis=1))
-    off_K[setting_T[ids.index(REFERENCE)]] = np.inf  # it takes no other's place
-    return off_K
+    kept = tuple(c[complete] for c in (correct_PS, total_PS, counts[-1]))
+    measured_PM = split_of(kept, sets, "validation", objectives, {}).objectives()
+    owner_P, variant_P = complete // len(variants), complete % len(variants)
+    near_K = np.zeros(n_settings, dtype=np.bool_)
+    curve_P = np.array(["=" in v for v in variants])[variant_P]
+    averaged_P = np.array([v == AVERAGED for v in variants])[variant_P]
+    tuned_P = tuned_K[owner_P]
+    # As in `clippo.front.points`: preferences, tuning, and interpolation, which ends at the averaged weights.
+    for family_P in (~tuned_P, tuned_P & ~curve_P, tuned_P & (curve_P | averaged_P)):
+        family_P[0] = True
+        members = np.flatnonzero(family_P)
+        off_K = np.full(n_settings, np.inf)
+        np.minimum.at(off_K, owner_P[members], _off(measured_PM[members]))
+        off_K[owner_P[0]] = np.inf  # the untouched model takes no other's place
+        closest = np.argsort(off_K, kind="stable")[:NEAREST]
+        near_K[closest[np.isfinite(off_K[closest])]] = True
+    return near_K
+
+
+def _off(measured_PM: Array) -> Array:
+    """How far each point is off the front, -1 on it: (P,).
+
+    By the objective in which it is closer. Many points can be as good as any in one of them, as where
+    retention is at its cap; the other one then decides between them.
+    """
+    off_PM = distances(measured_PM)
+    off_P = off_PM.min(axis=1) + OTHER * off_PM.max(axis=1)
+    off_P[pareto_mask(measured_PM)] = -1
+    return off_P
+
+
+def _offers(trials: pa.Table) -> NDArray[np.bool_]:
+    """Which trials offer points to the front of the search."""
+    status = trials["status"]
+    left_weights = pc.and_(pc.equal(status, STOPPED), pc.is_valid(trials["checkpoint_uri"]))
+    offers = pc.or_(pc.equal(status, "completed"), left_weights)
+    return pc.and_(offers, pc.invert(pc.starts_with(trials["trial_id"], CONFIRM))).to_numpy()
 
 
 def _settings(trials: pa.Table) -> pa.Array:

@@ -13,20 +13,21 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from clippo.evaluate.objectives import RETENTION
+from clippo.evaluate.words import Words
 from clippo.front.charts import retention_range, selected
 from clippo.front.counts import AVERAGED, REFERENCE
-from clippo.front.front import Bounds, Front, Point, describe, export_flags, well_spread
+from clippo.front.front import PLACES, Bounds, Front, Point, describe, export_flags, well_spread
 from clippo.front.plot import key_of
 from clippo.front.table import knee, left_out_of, recommendation
 
-NUMBERS = {
-    "robustness": "robustness",
-    "retention": "retention",
-    "attack_success_rate": "attacks that succeed",
-    "clean_accuracy": "clean accuracy",
-    "reading_accuracy": "word reading",
-    "nonsense_accuracy": "with a nonsense word",
-}
+
+def titles_of(front: Front) -> dict[str, str]:
+    """How numbers on test pictures are called: goal, retention, the task's own, those of published sets."""
+    words = front.words
+    known = {front.goal.name: words.goal, RETENTION: RETENTION, **words.numbers}
+    others = [n for n in front.reference.test if n not in known and "/" in n]
+    return known | {n: n.replace("_", " ") for n in others}
 
 
 def embedded(
@@ -43,12 +44,12 @@ def embedded(
         points: those that the panel beside the front can show.
         command: how ``clippo export`` is called; the flags of a point follow.
     """
-    names = list(NUMBERS | {n: n.replace("_", " ") for n in front.reference.test if "/" in n})
+    titles = titles_of(front)
     data = {
         "charts": charts,
         "command": command,
-        "numbers": [NUMBERS.get(n, n.replace("_", " ")) for n in names],
-        "picks": {key_of(p): _pick(p, names) for p in points},
+        "numbers": list(titles.values()),
+        "picks": {key_of(p): _pick(p, list(titles)) for p in points},
         "recommended": key_of(front.recommended),
         "trials": _trial_table(front, rows),
     }
@@ -78,7 +79,7 @@ def _pick(point: Point, names: Sequence[str]) -> dict[str, Any]:
         "title": "untouched model" if untouched else f"{point.trial_id}, {point.variant}",
         "setting": "as it was pretrained" if untouched else describe(point.settings),
         "validation": [
-            _rounded(point.robustness, point.robustness_interval),
+            _rounded(point.goal, point.goal_interval),
             _rounded(point.retention, point.retention_interval),
         ],
         "test": [_rounded(point.test[n], point.test_intervals[n]) if n in point.test else 0 for n in names],
@@ -103,15 +104,17 @@ def _rounded(value: float, interval: Bounds) -> list[float]:
     return [round(n, 4) for n in (value, *interval)]
 
 
-TASKS = {"typographic": "robustness to typographic attacks"}
-
-TRIAL_COLUMNS = (
-    ("trial", "text"), ("status", "text"), ("loss", "text"), ("beta", "number"), ("KL weight", "number"),
-    ("learning rate", "number"), ("epochs", "number"), ("seed", "number"), ("robustness", "share"),
-    ("retention", "share"), ("test robustness", "share"), ("test retention", "share"),
-    ("test attacks that succeed", "share"), ("points on the front", "number"), ("device s", "number"),
-    ("error", "text"),
-)  # fmt: skip
+def _trial_columns(front: Front) -> list[tuple[str, str]]:
+    """Name and kind of each column of the table of trials."""
+    words = front.words
+    before = ("trial", "status", "loss", "beta", "KL weight", "learning rate", "epochs", "seed")
+    shares = (
+        words.goal, RETENTION, f"test {words.goal}", "test retention",
+        *(f"test {words.numbers.get(n, n)}" for n in words.tiles[:1]),
+    )  # fmt: skip
+    after = (("points on the front", "number"), ("device s", "number"), ("error", "text"))
+    own = [(name, "text" if name in before[:3] else "number") for name in before]
+    return [*own, *((name, "share") for name in shares), *after]
 
 
 def _trial_table(front: Front, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -122,8 +125,8 @@ def _trial_table(front: Front, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     for row in sorted(rows, key=lambda r: (r["trial_id"] != REFERENCE, r["trial_id"])):
         p = averaged.get(row["trial_id"])
         test = p.test if p else {}
-        names = ("robustness", "retention", "attack_success_rate")
-        numbers = [p.robustness if p else None, p.retention if p else None, *(test.get(n) for n in names)]
+        names = (*front.objectives.names, *front.words.tiles[:1])
+        numbers = [p.goal if p else None, p.retention if p else None, *(test.get(n) for n in names)]
         found.append(
             [
                 row["trial_id"], row["status"], row["loss"], row["beta"], row["kl_weight"],
@@ -132,7 +135,7 @@ def _trial_table(front: Front, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
                 on_front[row["trial_id"]], row["device_s"] and round(row["device_s"], 1), row["error"] or "",
             ]
         )  # fmt: skip
-    return {"columns": [{"name": n, "kind": k} for n, k in TRIAL_COLUMNS], "rows": found}
+    return {"columns": [{"name": n, "kind": k} for n, k in _trial_columns(front)], "rows": found}
 
 
 def title(front: Front) -> str:
@@ -149,9 +152,10 @@ def head(front: Front, config: Mapping[str, Any], rows: Sequence[Mapping[str, An
         f"{model.get('trainable', '')} trained",
         f"pictures: {config.get('data', {}).get('source', '')}",
     ]
-    words += [f"{front.completed} trials" + (f", {front.failed} failed" if front.failed else ""), when]
-    task = config.get("task", "")
-    kind = f" <span>{escape(TASKS.get(task, task))}</span>" if task else ""
+    others = {"stopped early": front.stopped, "failed": front.failed}
+    counted = "".join(f", {n} {what}" for what, n in others.items() if n)
+    words += [f"{front.completed} trials{counted}", when]
+    kind = f" <span>{escape(front.words.task)}</span>" if front.words.task else ""
     return (
         f"<h1>{escape(front.sweep)}{kind}</h1><p class='sub'>{' · '.join(escape(w) for w in words if w)}</p>"
     )
@@ -159,15 +163,11 @@ def head(front: Front, config: Mapping[str, Any], rows: Sequence[Mapping[str, An
 
 def verdict(front: Front) -> str:
     chosen, before = front.recommended, front.reference
-    names = {
-        "robustness": "robustness, test",
-        "retention": "retention, test",
-        "attack_success_rate": "attacks that succeed, test",
-        "reading_accuracy": "word reading, test",
-    }
+    titles = titles_of(front)
     cells = []
-    for name, shown in names.items():
+    for name in (*front.objectives.names, *front.words.tiles):
         if name in chosen.test:
+            shown = f"{titles.get(name, name)}, test"
             low, high = chosen.test_intervals[name]
             untouched = "1 by definition" if name == "retention" else f"{before.test[name]:.3f}"
             cells.append(
@@ -194,11 +194,48 @@ def verdict(front: Front) -> str:
     )
 
 
+def axes(front: Front) -> str:
+    """What the two axes are."""
+    return (
+        f"{escape(front.words.explained)} Retention is the share of what the untouched model could do that "
+        "is left. Lines are curves of interpolated weights; dashed ones are those of plain tuning."
+    )
+
+
+def unseen(front: Front) -> str:
+    """What test pictures are."""
+    return f"test pictures only report: {escape(front.words.unseen)} that neither tuning nor search saw"
+
+
+def sliced(front: Front) -> str:
+    """What the slices show."""
+    goal = front.words.goal
+    return f"{escape(goal[:1].upper() + goal[1:])} on validation pictures"
+
+
+def curve(front: Front, charts: Iterable[str]) -> str:
+    """The section with the curve of one trial; nothing without one."""
+    if not (places := "".join(_place(n, " small") for n in charts if n.startswith("curve-"))):
+        return ""
+    chosen = front.recommended
+    whose = "the recommended trial" if chosen.trial_id != REFERENCE else "the trial with the best goal"
+    return (
+        f"<section id='curve'><h2>Along the curve</h2><p>What the weights of {whose} reach on validation "
+        "pictures between the untouched model, at 0, and the tuned one, at 1. The bands are 90 % intervals."
+        f"</p><div class='grid'>{places}</div></section>"
+    )
+
+
+def _axis_titles(front: Front) -> tuple[str, ...]:
+    goal = escape(front.words.goal)
+    return goal, RETENTION, f"test {goal}", "test retention"
+
+
 def comparisons(front: Front) -> str:
+    titles = "".join(f"<th scope='col'>{title}</th>" for title in _axis_titles(front))
     head = (
-        "<tr><th scope='col'>method</th><th scope='col'>most robust that keeps "
-        f"{front.min_retention:g}</th><th scope='col'>robustness</th><th scope='col'>retention</th>"
-        "<th scope='col'>test robustness</th><th scope='col'>test retention</th>"
+        f"<tr><th scope='col'>method</th><th scope='col'>{escape(front.words.best)} that keeps "
+        f"{front.min_retention:g}</th>{titles}"
         "<th scope='col'>hypervolume</th></tr>"
     )
     body = ""
@@ -206,8 +243,8 @@ def comparisons(front: Front) -> str:
         p, own = c.best, c is front.comparisons[0] or c.best.trial_id != REFERENCE
         named = "" if p.trial_id == REFERENCE else f"{p.trial_id} {p.variant}"
         cells = [
-            _number(p.robustness, p.robustness_interval), _number(p.retention, p.retention_interval),
-            *(_on_test(p, n) for n in ("robustness", "retention")),
+            _number(p.goal, p.goal_interval), _number(p.retention, p.retention_interval),
+            *(_on_test(p, n) for n in front.objectives.names),
         ]  # fmt: skip
         cells = cells if own else ["", "", "", ""]
         body += (
@@ -227,16 +264,13 @@ def confirmations(front: Front) -> str:
     again = [p for p in front.points if p.confirmed and p.on_front]
     if not again:
         return ""
-    titles = (
-        "point", "robustness", "retention", "test robustness", "test retention", "fresh robustness",
-        "fresh retention",
-    )  # fmt: skip
+    titles = ("point", *_axis_titles(front), f"fresh {escape(front.words.goal)}", "fresh retention")
     body = ""
     for p in again:
         cells = [
-            _number(p.robustness, p.robustness_interval), _number(p.retention, p.retention_interval),
-            *(_on_test(p, n) for n in ("robustness", "retention")),
-            *(_number(p.confirmed[n], p.confirmed_intervals[n]) for n in ("robustness", "retention")),
+            _number(p.goal, p.goal_interval), _number(p.retention, p.retention_interval),
+            *(_on_test(p, n) for n in front.objectives.names),
+            *(_number(p.confirmed[n], p.confirmed_intervals[n]) for n in front.objectives.names),
         ]  # fmt: skip
         body += f"<tr><th scope='row'>{escape(key_of(p))}</th>"
         body += "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -256,7 +290,7 @@ def options(front: Front) -> str:
     return "".join(
         f"<option value='{escape(key_of(p))}'>"
         f"{escape('untouched model' if p.trial_id == REFERENCE else key_of(p))}{marks.get(key_of(p), '')} "
-        f"({p.retention:.2f}, {p.robustness:.2f})</option>"
+        f"({p.retention:.2f}, {p.goal:.2f})</option>"
         for p in choices(front)
     )
 
@@ -289,10 +323,12 @@ def legend_of(front: Front) -> str:
     return f": {low:.3f} <span class='legend'></span> {high:.3f}"
 
 
-def gallery(examples: Sequence[Mapping[str, Any]]) -> str:
-    """Attacked pictures with what the models said; nothing without pictures."""
+def gallery(examples: Sequence[Mapping[str, Any]], words: Words) -> str:
+    """Pictures with what models said of them, or in the order of their rankings; nothing without pictures."""
     if not examples:
         return ""
+    if PLACES in json.loads(examples[0]["predictions_json"]):
+        return _rankings(examples, words)
     figures, right = "", Counter[str]()
     for row in examples:
         picture = base64.b64encode(row["picture"]).decode()
@@ -303,20 +339,38 @@ def gallery(examples: Sequence[Mapping[str, Any]]) -> str:
             kinds = {row["label"]: "right", row["attack_word"]: "fooled"}
             kind = kinds.get(answer, "wrong")
             said += f"<li class='{kind}'><span>{escape(name)}</span> {escape(answer)} <em>{kind}</em></li>"
-        words = f"{row['label']} with the word {row['attack_word']} on it"
+        word = row["attack_word"]
+        seen = row["label"] + (f" with the word {word} on it" if word else "")
         figures += (
-            f"<figure><img alt='{escape(words)}' "
+            f"<figure><img alt='{escape(seen)}' "
             f"src='data:{_media_type(row['picture'])};base64,{picture}'>"
-            f"<figcaption><b>{escape(row['label'])}</b>, word: {escape(row['attack_word'])}"
+            f"<figcaption><b>{escape(row['label'])}</b>{f', word: {escape(word)}' if word else ''}"
             f"<ul>{said}</ul></figcaption></figure>"
         )
     score = ", ".join(f"{escape(name)} {n}" for name, n in right.items())
     return (
-        "<section id='gallery'><h2>What the models say</h2><p>Attacked test pictures in the order in "
-        "which they come, right and wrong alike: the true class, the word that is written on it, and each "
-        f"model's answer. Right of {len(examples)}: {score}.</p>"
-        f"<div class='gallery'>{figures}</div></section>"
+        f"<section id='gallery'><h2>What the models say</h2><p>{escape(words.gallery)} "
+        f"Right of {len(examples)}: {score}.</p><div class='gallery'>{figures}</div></section>"
     )
+
+
+def _rankings(examples: Sequence[Mapping[str, Any]], words: Words) -> str:
+    """The first pictures of some rankings, a row for each query and model."""
+    rows: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for example in examples:
+        picture, group = base64.b64encode(example["picture"]).decode(), escape(example["attack_word"])
+        figure = (
+            f"<figure><img alt='{group}' src='data:{_media_type(example['picture'])};base64,{picture}'>"
+            f"<figcaption>{group}</figcaption></figure>"
+        )
+        for model, place in json.loads(example["predictions_json"])[PLACES].items():
+            rows.setdefault((example["label"], model), []).append((place, figure))
+    shown = ""
+    for query, model in sorted(rows, key=lambda row: (row[0], row[1] != REFERENCE)):
+        name = "untouched" if model == REFERENCE else model
+        figures = "".join(figure for _, figure in sorted(rows[query, model]))
+        shown += f"<h3>{escape(query)}: {escape(name)}</h3><div class='gallery'>{figures}</div>"
+    return f"<section id='gallery'><h2>What comes first</h2><p>{escape(words.gallery)}</p>{shown}</section>"
 
 
 def _media_type(picture: bytes) -> str:

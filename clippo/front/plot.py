@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from clippo.front.front import METHODS, UNTOUCHED, Bounds, Front, Point, describ
 
 FORMATS = (".png", ".svg", ".html")
 X_TITLE = "retention: share of what the model could do before"
-Y_TITLE = "robustness: accuracy on attacked pictures"
 WIDTH, HEIGHT = 620, 420  # of the plotting area; with its axis the picture is about 700 px wide
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
@@ -36,23 +35,9 @@ MANY = 1000  # of so many points, dominated steps of curves are not drawn
 CELLS = 150  # of several dominated points in one such part of both axes one is drawn
 MOST_CURVES, MOST_BARS = 12, 7
 
-TOOLTIP = {
-    "trial": "trial",
-    "variant": "weights",
-    "setting": "setting",
-    "robustness_text": "robustness",
-    "retention_text": "retention",
-    "probability": "probability of being on the front",
-    "test_robustness": "test robustness",
-    "test_retention": "test retention",
-    "test_attack_success_rate": "test attack success rate",
-    "test_reading_accuracy": "test word reading",
-    "export": "clippo export STORE",
-}
-
 
 def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -> alt.LayerChart:
-    """Retention against robustness on validation pictures: the front with its intervals, the rest faint.
+    """Retention against the goal on validation pictures: the front with its intervals, the rest faint.
 
     Lines are curves of interpolated weights: of what is recommended, of the baselines (dashed), and faintly
     of other trials on the front. Dominated points that could only be shown by squeezing the front are counted
@@ -61,12 +46,16 @@ def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -
     """
     x_domain = _domain(front.points, "retention")
     visible = [p for p in front.points if _within(p.retention, x_domain)]
-    y_domain = _domain(visible, "robustness")
-    visible = [p for p in visible if _within(p.robustness, y_domain)]
+    up = front.goal.is_maximised
+    y_domain = _domain(visible, "goal", up=up)
+    visible = [p for p in visible if _within(p.goal, y_domain)]
     x, x_low = (_axis(alt.X(field), X_TITLE, x_domain) for field in ("retention:Q", "retention_low:Q"))
-    y, y_low = (_axis(alt.Y(field), Y_TITLE, y_domain) for field in ("robustness:Q", "robustness_low:Q"))
+    # Better is always up.
+    y, y_low = (_axis(alt.Y(f), front.words.axis, y_domain, not up) for f in ("goal:Q", "goal_low:Q"))
+    bottom = y_domain[0] if up else y_domain[1]
     color, shape, size, opacity = _looks(front.points)
-    tooltip = [alt.Tooltip(field=field, type="nominal", title=name) for field, name in TOOLTIP.items()]
+    shown = _tooltip(front)
+    tooltip = [alt.Tooltip(field=field, type="nominal", title=name) for field, name in shown.items()]
     ink, paper = (alt.param(name=n, value=v) for n, v in (("ink", INK), ("paper", PAPER)))
     picked = alt.param(name="picked", value=key_of(front.recommended))
     in_ink, on_paper = alt.ExprRef(expr="ink"), alt.ExprRef(expr="paper")
@@ -74,7 +63,7 @@ def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -
     # What is drawn later lies on top.
     barred = {key_of(p) for p in well_spread(front, MOST_BARS)}
     drawn = sorted(thinned(visible, x_domain, y_domain), key=lambda p: p.on_front)
-    rows = [{**_row(p), "barred": key_of(p) in barred} for p in drawn]
+    rows = [{**_row(p, shown), "barred": key_of(p) in barred} for p in drawn]
     untouched, tuned = (alt.Chart().transform_filter(f) for f in ("datum.untouched", "!datum.untouched"))
     bars = tuned.transform_filter("datum.barred").mark_errorbar(ticks={"size": 6}, thickness=1.2)
     star_bar = untouched.mark_errorbar(ticks={"size": 6}, thickness=1.2, color=in_ink)
@@ -90,7 +79,7 @@ def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -
     name = alt.TextValue("recommended") if front.recommended is not front.reference else alt.TextValue("")
 
     edge = _edge(front.front, x_domain[0])
-    end = {**edge[-1], "robustness": y_domain[0], "order": len(edge)}
+    end = {**edge[-1], "goal": bottom, "order": len(edge)}
     area = alt.Chart(alt.InlineData(values=edge)).mark_area(
         interpolate="step-before", color=GREY, opacity=0.1, clip=True
     )
@@ -106,9 +95,9 @@ def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -
         for is_plain, width_of, opacity_of in ((True, 1.8, 0.9), (False, 1.0, 0.3))
     )
     across = {"x": x_low, "x2": alt.X2("retention_high:Q"), "y": y}
-    upright = {"x": x, "y": y_low, "y2": alt.Y2("robustness_high:Q")}
+    upright = {"x": x, "y": y_low, "y2": alt.Y2("goal_high:Q")}
     layers = [
-        area.encode(x=x, y=y, y2=alt.Y2Datum(y_domain[0])),
+        area.encode(x=x, y=y, y2=alt.Y2Datum(bottom)),
         line.encode(x=x, y=y, order="order:Q"),
         faint,
         plain,
@@ -222,7 +211,7 @@ def thinned(points: Sequence[Point], x_domain: Bounds, y_domain: Bounds) -> list
         cell: tuple[Any, ...] = (key_of(point),)
         if not point.on_front and point.trial_id != REFERENCE:
             column = int((point.retention - x_domain[0]) / x_width * cells)
-            row = int((point.robustness - y_domain[0]) / y_width * cells)
+            row = int((point.goal - y_domain[0]) / y_width * cells)
             cell = point.settings["loss"], column, row
         kept.setdefault(cell, point)
     return list(kept.values())
@@ -251,14 +240,31 @@ def _curves(front: Front) -> list[dict[str, Any]]:
                 "plain": plain,
                 "position": place,
                 "retention": p.retention,
-                "robustness": p.robustness,
+                "goal": p.goal,
             }
             for place, p in steps
         ]
     return rows
 
 
-def _row(point: Point) -> dict[str, Any]:
+def _tooltip(front: Front) -> dict[str, str]:
+    """What is shown of a point, and how it is called."""
+    words, (goal, retention) = front.words, front.objectives.names
+    return {
+        "trial": "trial",
+        "variant": "weights",
+        "setting": "setting",
+        "goal_text": words.goal,
+        "retention_text": "retention",
+        "probability": "probability of being on the front",
+        f"test_{goal}": f"test {words.goal}",
+        f"test_{retention}": "test retention",
+        **{f"test_{n}": f"test: {words.numbers.get(n, n)}" for n in words.tiles},
+        "export": "clippo export STORE",
+    }
+
+
+def _row(point: Point, shown: Mapping[str, str]) -> dict[str, Any]:
     """A point as plain data for Vega; the tooltip's numbers as they are to be read."""
     untouched = point.trial_id == REFERENCE
     test = {f"test_{name}": f"{value:.3f}" for name, value in point.test.items()}
@@ -271,17 +277,17 @@ def _row(point: Point) -> dict[str, Any]:
         "state": ON_FRONT if point.on_front else DOMINATED,
         "untouched": untouched,
         "on_front": point.on_front,
-        "robustness": round(point.robustness, 6),
-        "robustness_low": round(point.robustness_interval[0], 6),
-        "robustness_high": round(point.robustness_interval[1], 6),
-        "robustness_text": f"{point.robustness:.3f} ({_interval(point.robustness_interval)})",
+        "goal": round(point.goal, 6),
+        "goal_low": round(point.goal_interval[0], 6),
+        "goal_high": round(point.goal_interval[1], 6),
+        "goal_text": f"{point.goal:.3f} ({_interval(point.goal_interval)})",
         "retention": round(point.retention, 6),
         "retention_low": round(point.retention_interval[0], 6),
         "retention_high": round(point.retention_interval[1], 6),
         "retention_text": f"{point.retention:.3f} ({_interval(point.retention_interval)})",
         "probability": f"{point.probability:.2f}",
         "export": "" if untouched else export_flags(point.trial_id, point.variant),
-        **{name: test.get(name, "not measured") for name in TOOLTIP if name.startswith("test_")},
+        **{name: test.get(name, "not measured") for name in shown if name.startswith("test_")},
     }
 
 
@@ -290,27 +296,33 @@ def _interval(interval: Bounds) -> str:
 
 
 def _edge(front: Sequence[Point], left: float) -> list[dict[str, float]]:
-    """Corners of the dominated area, by retention; between two, the robustness of the right one holds."""
-    corners = sorted((p.retention, p.robustness) for p in front)
+    """Corners of the dominated area, by retention; between two, the goal of the right one holds."""
+    corners = sorted((p.retention, p.goal) for p in front)
     corners = [(left, corners[0][1]), *corners]
-    return [{"retention": x, "robustness": y, "order": i} for i, (x, y) in enumerate(corners)]
+    return [{"retention": x, "goal": y, "order": i} for i, (x, y) in enumerate(corners)]
 
 
-def _axis(channel: Any, title: str, domain: Bounds) -> Any:
-    return channel.title(title).scale(domain=domain, nice=False, zero=False)
+def _axis(channel: Any, title: str, domain: Bounds, reverse: bool = False) -> Any:
+    return channel.title(title).scale(domain=domain, nice=False, zero=False, reverse=reverse)
 
 
-def _domain(points: Sequence[Point], objective: str) -> Bounds:
-    """The part of an axis worth looking at: all of the front, and of the rest what does not squeeze it."""
+def _domain(points: Sequence[Point], objective: str, *, up: bool = True) -> Bounds:
+    """The part of an axis worth looking at: all of the front, and of the rest what does not squeeze it.
+
+    Args:
+        up: whether more is better.
+    """
     shown = [p for p in points if p.on_front or p.trial_id == REFERENCE]
     ends = [end for p in shown for end in (getattr(p, objective), *getattr(p, f"{objective}_interval"))]
-    low, high = min(ends), max(ends)
+    sign = 1 if up else -1
+    low, high = sorted((sign * min(ends), sign * max(ends)))
     low = min(low, high - MIN_SPAN)
-    # Dominated points are never above the front, so an axis only widens downwards.
+    # Dominated points are never better than the front, so an axis only widens to the worse side.
     limit = high - MAX_WIDENING * (high - low)
-    low = min(low, *(v for p in points if (v := getattr(p, objective)) >= limit))
+    low = min(low, *(v for p in points if (v := sign * getattr(p, objective)) >= limit))
     padding = PADDING * (high - low)
-    return low - padding, high + padding
+    one, other = sorted((sign * (low - padding), sign * (high + padding)))
+    return one, other
 
 
 def _within(value: float, domain: Bounds) -> bool:
@@ -334,13 +346,15 @@ def _looks(points: Sequence[Point]) -> tuple[alt.Color, alt.Shape, alt.Size, alt
 
 
 def _title(front: Front, hidden: int) -> alt.TitleParams:
-    failed = f", {front.failed} failed" if front.failed else ""
+    others = {"stopped early": front.stopped, "failed": front.failed}
+    counted = "".join(f", {n} {what}" for what, n in others.items() if n)
     lines = [
-        f"Sweep {front.sweep}: {front.completed} trials completed{failed}. "
+        f"Sweep {front.sweep}: {front.completed} trials completed{counted}. "
         f"{len(front.front)} of {len(front.points)} points are on the front.",
         f"Hypervolume {front.hypervolume:.3f}, 90 % interval {_interval(front.hypervolume_interval)}. "
         "All on validation pictures.",
     ]
     if hidden:
         lines.append(f"Dominated points too far from the front to be shown: {hidden}.")
-    return alt.TitleParams("Robustness against retention", subtitle=lines)
+    goal = front.words.goal
+    return alt.TitleParams(f"{goal[:1].upper()}{goal[1:]} against retention", subtitle=lines)

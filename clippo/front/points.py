@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clippo.errors import ConfigError, StoreError
+from clippo.errors import ConfigError
+from clippo.evaluate.objectives import RETENTION, Goal, Objectives
+from clippo.evaluate.rankings import resamples
+from clippo.evaluate.words import Words
 from clippo.front.counts import (
     AVERAGED,
     CONFIRM,
     EVAL_COLUMNS,
+    RANKING_COLUMNS,
     REFERENCE,
+    SPREAD_DRAWS,
     CountTable,
+    Ranked,
     Setting,
     SplitCounts,
     position,
@@ -33,6 +39,7 @@ from clippo.front.counts import (
 from clippo.front.evidence import Evidence, Mask, Noise, interval_of
 from clippo.front.front import (
     CHANCE,
+    CONFIDENCE,
     METHODS,
     MIN_RETENTION,
     PAINT,
@@ -45,9 +52,9 @@ from clippo.front.front import (
     Measured,
     Point,
 )
-from clippo.front.nearest import LARGE, nearest_trials
+from clippo.front.nearest import LARGE, TUNING_LOSS, nearest_trials
 from clippo.front.pareto import pareto_mask
-from clippo.front.searched import PLAIN, searched_front
+from clippo.front.searched import searched_front
 from clippo.front.uncertainty import Array, seed_spread, wilson_interval
 from clippo.results import ResultStore, View
 
@@ -57,7 +64,8 @@ def front_of(
 ) -> Front:
     """The front of what is in the store, also while the sweep still runs.
 
-    Of more than `LARGE` trials only the `nearest_trials` are looked at; the others are counted.
+    Of more than `LARGE` trials only the `nearest_trials` are looked at, and the others are counted, unless
+    the goal follows from rankings or the search had other objectives.
 
     Args:
         min_retention: what the recommended point must keep; None: what the sweep was bound to, or 0.98.
@@ -67,40 +75,67 @@ def front_of(
         StoreError: no such sweep, or nothing measured yet.
         ConfigError: ``min_retention`` is out of its bounds.
     """
-    config = store.config(sweep)
-    if config is None:
-        known = ", ".join(store.sweeps()) or "none"
-        raise StoreError(f"{store.uri} has no sweep {sweep!r}; its sweeps are: {known}")
+    config = store.known_config(sweep)
     search = config.get("search", {})  # those of earlier versions lack some of it
     bound = search.get("min_retention") or MIN_RETENTION
     trials = store.trials(sweep) if trials is None else trials
-    sets = {name: config[name] for name in ("robustness_sets", "retention_sets")}
+    own, ranked = Objectives.of(config), None
     near, where = trials, {}
-    if len(trials) > LARGE:
-        near = nearest_trials(store, sweep, trials, **sets)
+    names = search.get("objectives") or own.names
+    if len(trials) > LARGE and set(names) == set(own.names) and not own.goal.is_ranked:
+        near = nearest_trials(store, sweep, trials, own)
         where["trial_id"] = near["trial_id"].to_pylist()
     evals = store.evals(sweep, View(columns=EVAL_COLUMNS, where=where, dictionary=True))
+    if own.goal.is_ranked:
+        ranked = store.rankings(sweep, View(columns=RANKING_COLUMNS, dictionary=True))
     front = read_front(
-        sweep, near, evals, **sets, min_retention=bound if min_retention is None else min_retention
-    )
+        sweep, near, evals, own, rankings=ranked, words=Words.of(config),
+        min_retention=bound if min_retention is None else min_retention,
+    )  # fmt: skip
     totals = _totals(trials)
     front = replace(front, **totals, left_out=totals["completed"] - front.completed)
-    objectives = search.get("objectives", PLAIN)
-    if set(objectives) == set(PLAIN):
+    if set(names) == set(own.names):
         return front
-    return replace(front, searched=searched_front(front.points, evals, objectives))
+    return replace(front, searched=searched_front(front, evals, names))
+
+
+def front_of_trial(store: ResultStore, sweep: str, trial_id: str) -> Front:
+    """What one trial offers by itself, without the other seeds of its settings, beside the untouched model.
+
+    Raises:
+        StoreError: no such sweep, or the untouched model has not been measured.
+    """
+    config = store.known_config(sweep)
+    where, own = {"trial_id": [REFERENCE, trial_id]}, Objectives.of(config)
+
+    def alone(rows: pa.Table) -> pa.Table:
+        """Without the mark of a confirming trial, which would have it stand beside what it confirms."""
+        ids = pc.replace_substring_regex(rows["trial_id"].cast(pa.string()), f"^{CONFIRM}", "")
+        return rows.set_column(rows.column_names.index("trial_id"), "trial_id", ids)
+
+    trials = alone(store.trials(sweep, View(where=where)))
+    evals = alone(store.evals(sweep, View(columns=EVAL_COLUMNS, where=where)))
+    ranked = None
+    if own.goal.is_ranked:
+        ranked = alone(store.rankings(sweep, View(columns=RANKING_COLUMNS, where=where)))
+    return read_front(sweep, trials, evals, own, rankings=ranked, words=Words.of(config))
 
 
 def read_front(
     sweep: str,
     trials: pa.Table,
     evals: pa.Table,
+    objectives: Objectives,
     *,
-    robustness_sets: Sequence[str],
-    retention_sets: Sequence[str],
+    rankings: pa.Table | None = None,
+    words: Words | None = None,
     min_retention: float = MIN_RETENTION,
 ) -> Front:
     """The front of one sweep, from its rows; also while the sweep still runs.
+
+    Args:
+        rankings: the columns of `RANKING_COLUMNS`, where the goal follows from them.
+        words: how the numbers are called; None: plainly.
 
     Raises:
         StoreError: the untouched model has not been measured yet.
@@ -112,8 +147,7 @@ def read_front(
             "untouched model can do"
         )
     counts, fresh = (
-        read_counts(sweep, some, evals, robustness_sets=robustness_sets, retention_sets=retention_sets)
-        for some in _searched_and_confirming(trials)
+        read_counts(sweep, some, evals, objectives, rankings) for some in _searched_and_confirming(trials)
     )
     validation, test = counts.split("validation"), counts.split("test")
     noise, repeated, seed_sd = _noise(counts)
@@ -133,38 +167,43 @@ def read_front(
     points = _points(counts, evidence, noise, test, methods, on_front, feasible, chance, again)
     total = evidence.volumes(everything)
     gain, gain_interval = total.above(evidence.volumes(others))
-    chosen = _most_robust(evidence.measured_PM, on_front, chance)
+    chosen = _best(evidence.measured_PM, on_front, chance)
     turn = _knee(evidence.measured_PM, on_front)
     comparisons = []
     for name, family in families.items():
         own_front = np.zeros_like(family)
         own_front[family] = pareto_mask(evidence.measured_PM[family])
-        best = _most_robust(evidence.measured_PM, own_front, chance)
+        best = _best(evidence.measured_PM, own_front, chance)
         volumes = evidence.volumes(family)
         comparisons.append(
             Comparison(
                 method=name,
                 best=points[best],
-                front=_by_retention(points[i] for i in np.flatnonzero(own_front)),
+                front=_by_retention((points[i] for i in np.flatnonzero(own_front)), objectives.goal),
                 hypervolume=volumes.measured,
                 hypervolume_interval=volumes.interval,
             )
         )
     return Front(
         sweep=sweep,
-        points=_by_retention(points),
+        objectives=objectives,
+        words=words or Words.of({"objectives": objectives.to_json()}),
+        points=_by_retention(points, objectives.goal),
         hypervolume=total.measured,
         hypervolume_interval=total.interval,
         **_totals(trials),
         min_retention=min_retention,
         recommended=points[chosen],
-        alike=_by_retention(points[i] for i in evidence.alike(chosen)),
+        alike=_by_retention((points[i] for i in evidence.alike(chosen)), objectives.goal),
         knee=None if turn is None else points[turn],
         comparisons=comparisons,
         gain=gain,
         gain_interval=gain_interval,
         repeated=repeated,
         seed_sd=seed_sd,
+        curve=_curve(
+            counts, noise, chosen or int(np.where(on_front, evidence.measured_PM[:, 0], -1).argmax())
+        ),
     )
 
 
@@ -197,9 +236,10 @@ def _noise(counts: CountTable) -> tuple[Noise, int, Bounds]:
         sd_PM=sd_PM / np.sqrt(counts.seeds_P)[:, None],
         dof=max((dof for spread in spreads.values() for _, dof in spread), default=0),
     )
-    selected = spreads.get(AVERAGED, [(0.0, 0), (0.0, 0)])
+    own = counts.repeated.get(AVERAGED, [])
+    shown = seed_spread(counts.objectives.goal.value(r[:, 0]) for r in own), seed_spread(r[:, 1] for r in own)
     repeated = max(map(len, counts.repeated.values()), default=0)
-    return noise, repeated, (selected[0][0], selected[1][0])
+    return noise, repeated, (shown[0][0], shown[1][0])
 
 
 def _methods(counts: CountTable) -> NDArray[np.int64]:
@@ -208,7 +248,7 @@ def _methods(counts: CountTable) -> NDArray[np.int64]:
     def method(setting: Setting, variant: str) -> str:
         if setting.trial_id == REFERENCE:
             return UNTOUCHED
-        if setting.settings.get("loss") != "cross_entropy":
+        if setting.settings.get("loss") != TUNING_LOSS:
             return PREFERENCE
         return PAINT if "=" in variant else TUNING
 
@@ -228,7 +268,8 @@ def _points(
     confirmed: Mapping[tuple[str, str], Mapping[str, Measured]],
 ) -> list[Point]:
     """All points, in the order of the counts."""
-    tested = _tested(counts, test, interval_of(test, noise))
+    goal, goals = counts.objectives.goal, counts.split("validation").goals().tolist()
+    tested = _numbers(counts, "test", test, interval_of(test, noise))
     owners = [counts.settings[owner] for owner in counts.owner_P]
     again = [confirmed.get((o.trial_id, v), {}) for o, v in zip(owners, counts.variant_P, strict=True)]
     values, lows, highs = (a.tolist() for a in (evidence.measured_PM, evidence.low_PM, evidence.high_PM))
@@ -241,8 +282,8 @@ def _points(
             method=METHODS[methods[i]],
             settings=owners[i].settings,
             device_s=owners[i].device_s,
-            robustness=values[i][0],
-            robustness_interval=(lows[i][0], highs[i][0]),
+            goal=goals[i],
+            goal_interval=_in_unit(goal, lows[i][0], highs[i][0]),
             retention=values[i][1],
             retention_interval=(lows[i][1], highs[i][1]),
             on_front=bool(on_front[i]),
@@ -259,20 +300,62 @@ def _points(
     ]
 
 
-def _tested(counts: CountTable, test: SplitCounts, limits: tuple[Array, Array]) -> list[dict[str, Measured]]:
-    """What was measured on test pictures, of each point: value and interval of each number."""
-    numbers = {
-        name: (correct / total, *wilson_interval(np.nan_to_num(correct), np.nan_to_num(total)))
-        for name, (correct, total) in counts.numbers("test").items()
-    }
+def _curve(counts: CountTable, noise: Noise, chosen: int) -> list[tuple[str, dict[str, Measured]]]:
+    """What the points on the curve of one setting reach on validation pictures, in its order."""
+    own = np.flatnonzero(counts.owner_P == counts.owner_P[chosen])
+    points = np.array([0, *(i for i in own if i and position(counts.variant_P[i]) is not None)])
+    split = counts.split("validation")[points]
+    limits = interval_of(split, replace(noise, sd_PM=noise.sd_PM[points]))
+    found = zip(points, _numbers(counts, "validation", split, limits, points), strict=True)
+    curve = [(counts.variant_P[i], numbers) for i, numbers in found]
+    return sorted(curve, key=lambda step: position(step[0]) or 0.0)
+
+
+def _numbers(
+    counts: CountTable, name: str, split: SplitCounts, limits: tuple[Array, Array],
+    points: NDArray[np.int64] | slice = slice(None),
+) -> list[dict[str, Measured]]:  # fmt: skip
+    """What was measured on a split, of some points (default: all): value and interval of each number.
+
+    Args:
+        split, limits: of these points.
+    """
+    numbers = {}
+    for n, counted in counts.numbers(name).items():
+        correct, total = (count[points] for count in counted)
+        limits_of_n = wilson_interval(np.nan_to_num(correct), np.nan_to_num(total))
+        numbers[n] = correct / total, *limits_of_n
+    for eval_set, ranked in counts.rankings.items():
+        part, _, which = eval_set.partition("/")
+        for measure, values in _of_rankings(ranked).items() if part == name == "test" else ():
+            numbers[f"{measure}/{which}"] = values
     low, high = limits
-    for m, name in enumerate(("robustness", "retention")):
-        numbers[name] = test.objectives()[:, m], low[:, m], high[:, m]
+    ends = split.goal.value(low[:, 0]), split.goal.value(high[:, 0])
+    numbers[split.goal.name] = split.goals(), np.minimum(*ends), np.maximum(*ends)
+    numbers[RETENTION] = split.objectives()[:, 1], low[:, 1], high[:, 1]
     measured = [list(zip(*(a.tolist() for a in n), strict=True)) for n in numbers.values()]
     return [
         {n: x for n, x in zip(numbers, of_point, strict=True) if not math.isnan(x[0])}
         for of_point in zip(*measured, strict=True)
     ]
+
+
+def _of_rankings(ranked: Ranked) -> dict[str, tuple[Array, Array, Array]]:
+    """What else rankings say of each point, with 90 % intervals."""
+    skew, spread = ranked.skews(), ranked.spread()
+    numbers = {"max_skew": (skew, *ranked.interval(skew, spread, CONFIDENCE))}
+    if (ranked.table.majority_L >= 0).all() and len(ranked.table):
+        share = ranked.mean(ranked.table.majority_shares())
+        taken = resamples(int(ranked.table.pictures_LM.max()) + 1, SPREAD_DRAWS)
+        spread = ranked.mean(ranked.table.majority_shares(taken)).std(axis=0)
+        numbers["majority_share"] = (share, *ranked.interval(share, spread, CONFIDENCE))
+    return numbers
+
+
+def _in_unit(goal: Goal, low: float, high: float) -> Bounds:
+    """The limits of a gain as limits of the goal."""
+    ends = float(goal.value(low)), float(goal.value(high))
+    return min(ends), max(ends)
 
 
 def _searched_and_confirming(trials: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -287,16 +370,16 @@ def _confirmed(counts: CountTable) -> dict[tuple[str, str], dict[str, Measured]]
     test = counts.split("test")
     low, high = (np.stack(limits, axis=1) for limits in zip(*test.intervals(), strict=True))
     ids = [counts.settings[o].trial_id for o in counts.owner_P]
-    found = zip(ids, counts.variant_P, _tested(counts, test, (low, high)), strict=True)
+    found = zip(ids, counts.variant_P, _numbers(counts, "test", test, (low, high)), strict=True)
     return {(i.removeprefix(CONFIRM), v): numbers for i, v, numbers in found if i != REFERENCE}
 
 
-def _by_retention(points: Iterable[Point]) -> list[Point]:
-    return sorted(points, key=lambda p: (p.trial_id != REFERENCE, -p.retention, -p.robustness))
+def _by_retention(points: Iterable[Point], goal: Goal) -> list[Point]:
+    return sorted(points, key=lambda p: (p.trial_id != REFERENCE, -p.retention, -goal.gain(p.goal)))
 
 
-def _most_robust(measured_PM: Array, candidates: Mask, chance: Array) -> int:
-    """The most robust candidate that keeps enough with enough certainty; the untouched model always does."""
+def _best(measured_PM: Array, candidates: Mask, chance: Array) -> int:
+    """The best candidate that keeps enough with enough certainty; the untouched model always does."""
     sure = candidates & (chance >= CHANCE)
     sure[0] = True
     found = np.flatnonzero(sure)

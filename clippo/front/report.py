@@ -20,13 +20,15 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from clippo.errors import ConfigError
+from clippo.evaluate.objectives import RETENTION
 from clippo.front import page
-from clippo.front.charts import PROGRESS_COLUMNS, progress_chart, selected, slice_charts
+from clippo.front.charts import PROGRESS_COLUMNS, curve_charts, progress_chart, selected, slice_charts
 from clippo.front.front import Front, Point
 from clippo.front.plot import COLOURS, INK, front_chart, key_of, styled, write_file
 from clippo.front.points import front_of
 from clippo.results import ResultStore
 
+BOTH = "both: the front"
 MIN_IMPORTANCE_TRIALS = 12
 TOO_FEW = f"<p>It takes {MIN_IMPORTANCE_TRIALS} completed trials before anything can be said.</p>"
 IMPORTANCE_RESAMPLES, IMPORTANCE_TRIALS = 20, 300
@@ -90,21 +92,26 @@ def render(
             "front": front_chart(front, width="container", title=False),
             "progress": progress_chart(front, trials.select(list(PROGRESS_COLUMNS)).to_pylist()),
             "importances": importance_chart(front),
+            **curve_charts(front),
             **slice_charts(front),
         }
         drawn = {n: chart.to_dict(validate=False) for n, chart in charts.items() if chart is not None}
     command = f"clippo export {store_name} --sweep {front.sweep}"
     parts = {
         "TITLE": page.title(front),
+        "AXES": page.axes(front),
+        "UNSEEN": page.unseen(front),
         "HEAD": page.head(front, config, rows),
         "VERDICT": page.verdict(front),
         "CONFIRMED": page.confirmations(front),
         "COMPARISONS": page.comparisons(front),
         "PICKS": page.options(front),
         "IMPORTANCES": page.charts_of(drawn, "importances") or TOO_FEW,
+        "CURVE": page.curve(front, drawn),
+        "SLICED": page.sliced(front),
         "RETENTION": page.legend_of(front),
         "SLICES": page.slices_of(drawn) or "<p>No two trials differ in these settings yet.</p>",
-        "GALLERY": page.gallery(examples.to_pylist()),
+        "GALLERY": page.gallery(examples.to_pylist(), front.words),
         "PROVENANCE": page.provenance(config, rows),
         "SCRIPTS": page.bundle(),
         "DATA": page.embedded(front, rows, drawn, [*selected(front), *page.choices(front)], command),
@@ -120,8 +127,8 @@ def importance_chart(front: Front) -> Any:
     measured = selected(front)
     if len(measured) < MIN_IMPORTANCE_TRIALS:
         return None
-    rows = importances(measured)
-    objectives = ["robustness", "retention", "both: the front"]
+    rows = importances(front)
+    objectives = [front.words.goal, RETENTION, BOTH]
     order = [
         r["setting"] for r in sorted(rows, key=lambda r: -r["importance"]) if r["objective"] == objectives[2]
     ]
@@ -146,27 +153,27 @@ def importance_chart(front: Front) -> Any:
     return styled((bars + spread).add_params(ink).properties(width="container", height=48 * len(order)))
 
 
-def importances(measured: Sequence[Point]) -> list[dict[str, Any]]:
+def importances(front: Front) -> list[dict[str, Any]]:
     """PED-ANOVA importances (Watanabe et al., IJCAI 2023) for each objective and for the front of both.
 
     The scales of beta differ by loss, so what counts is its rank among the trials of its loss. With 90 %
     intervals by resampling the trials: with few of them the importances say little, and that shows.
     """
-    rng = np.random.default_rng(0)
+    rng, measured = np.random.default_rng(0), selected(front)
     ranks = _beta_ranks(measured)
     trials = []
     for p in measured:
         params = {
             n: p.settings[n]
-            for n in ("loss", "kl_weight", "learning_rate", "epochs", "orthogonality")
+            for n in ("loss", "pairs", "kl_weight", "learning_rate", "epochs", "orthogonality")
             if n in p.settings
         }
-        trials.append((params | {"beta": ranks[key_of(p)]}, [p.robustness, p.retention]))
+        trials.append((params | {"beta": ranks[key_of(p)]}, [front.gain_of(p), p.retention]))
     space = _space([params for params, _ in trials])
     targets = {
-        "robustness": lambda t: -t.values[0],
-        "retention": lambda t: -t.values[1],
-        "both: the front": None,
+        front.words.goal: lambda t: -t.values[0],
+        RETENTION: lambda t: -t.values[1],
+        BOTH: None,
     }
     samples = [np.arange(len(trials))]
     samples += [rng.integers(0, len(trials), size=len(trials)) for _ in range(IMPORTANCE_RESAMPLES)]
@@ -202,7 +209,8 @@ def _study(trials: Iterable[tuple[dict[str, Any], list[float]]], space: Mapping[
     study = optuna.create_study(directions=["maximize", "maximize"])
     optuna.logging.set_verbosity(level)
     for params, values in trials:
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), values=values))
+        varied = {name: params[name] for name in space}
+        study.add_trial(optuna.trial.create_trial(params=varied, distributions=dict(space), values=values))
     return study
 
 

@@ -1,4 +1,4 @@
-"""The front of a search whose objectives were others than robustness and retention."""
+"""The front of a search whose objectives were others than the task's goal and retention."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from statistics import fmean
 import pyarrow as pa
 
 from clippo.evaluate import Counts
-from clippo.evaluate.objectives import COST, is_maximised, share_of
+from clippo.evaluate.objectives import COST, share_of
 from clippo.front.counts import AVERAGED, REFERENCE
-from clippo.front.front import Point
+from clippo.front.front import Front, Point
 from clippo.front.pareto import pareto_mask
-
-PLAIN = ("robustness", "retention")
 
 
 def searched_front(
-    points: Sequence[Point], evals: pa.Table, objectives: Sequence[str]
+    front: Front, evals: pa.Table, names: Sequence[str]
 ) -> list[tuple[Point, dict[str, float]]]:
     """The points that no other beats in the objectives of the search, with what they reached.
 
@@ -26,18 +24,19 @@ def searched_front(
 
     Args:
         evals: the evaluations of the sweep, the columns of `EVAL_COLUMNS`.
+        names: of the objectives of the search.
     """
-    candidates = [p for p in points if p.variant == AVERAGED or p.trial_id == REFERENCE]
+    candidates = [p for p in front.points if p.variant == AVERAGED or p.trial_id == REFERENCE]
     counts = _counts(evals, {i for p in candidates for i in p.trial_ids})
-    values = [[_value(p, o, counts) for o in objectives] for p in candidates]
-    on_front = pareto_mask(values, [is_maximised(o) for o in objectives])
+    values = [[_value(front, p, o, counts) for o in names] for p in candidates]
+    on_front = pareto_mask(values, [front.objectives.is_maximised(o) for o in names])
     found = zip(candidates, values, on_front, strict=True)
-    return [(p, dict(zip(objectives, v, strict=True))) for p, v, on in found if on]
+    return [(p, dict(zip(names, v, strict=True))) for p, v, on in found if on]
 
 
-def _value(point: Point, objective: str, counts: dict[str, list[Counts]]) -> float:
-    if objective in PLAIN:
-        return float(getattr(point, objective))
+def _value(front: Front, point: Point, objective: str, counts: dict[str, list[Counts]]) -> float:
+    if objective in front.objectives.names:
+        return point.goal if objective == front.goal.name else point.retention
     if objective == COST:
         return point.device_s
     return fmean(share_of(objective, counts[i], split="validation") for i in point.trial_ids)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -14,10 +15,6 @@ from clippo.front.nearest import NEAREST
 
 ROWS = 12
 SURE = f"{100 * CHANCE:.0f} %"
-TITLES = (
-    "", "trial\nweights", "setting", "robust-\nness", "reten-\ntion", "p\n=", "test\nrob.", "test\nret.",
-    "fool\ned", "read", "cost",
-)  # fmt: skip
 
 
 def print_front(front: Front, console: Console, *, everything: bool = False) -> None:
@@ -28,7 +25,9 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
     """
     wanted = [p for p in front.points if p.on_front or p is front.reference]
     shown = wanted if everything else well_spread(front, ROWS)
-    table = _table(f"Pareto front of {front.sweep}", TITLES, left=3)
+    own = [heading for _, heading, _ in front.words.columns]
+    titles = ("", "trial\nweights", "setting", *_headings(front, "p\n="), *own, "cost")
+    table = _table(f"Pareto front of {front.sweep}", titles, left=3)
     for point in shown:
         table.add_row(*_cells(point, front))
     console.print(table)
@@ -51,16 +50,33 @@ def print_front(front: Front, console: Console, *, everything: bool = False) -> 
         console.print(_searched(front))
         console.print()
     console.print(_comparison(front))
-    console.print("\n".join([_gain(front), _seeds(front), "", NOTES]), highlight=False)
+    console.print("\n".join([_gain(front), _seeds(front), "", _notes(front)]), highlight=False)
 
 
-NOTES = (
-    "Below a number: its 90 % interval. p: probability of being on the front; =: points of one number cannot "
-    "be told apart; <: keeps less than --min-retention. Robustness and retention are of validation pictures, "
-    "which steered the search; test: pictures, lettering and drawings that neither tuning nor search saw; "
-    "fresh: the same of a model trained once more with another seed, since the best of a search is too good. "
-    "fooled: read as the written word; read: accuracy of reading a lone word; cost: device time of the trial."
-)
+def _notes(front: Front) -> str:
+    """What the tables need to be understood."""
+    words = front.words
+    own = "".join(
+        f"{heading.replace('-', '').replace(chr(10), '')}: {meaning}; "
+        for _, heading, meaning in words.columns
+    )
+    return (
+        "Below a number: its 90 % interval. p: probability of being on the front; =: points of one number "
+        "cannot be told apart; <: keeps less than --min-retention. "
+        f"{_capital(words.goal)} and retention are of validation pictures, which steered the search; test: "
+        f"{words.unseen} that neither tuning nor search saw; fresh: the same of a model trained once more "
+        f"with another seed, since the best of a search is too good. {own}cost: device time of the trial."
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _headings(front: Front, *between: str) -> tuple[str, ...]:
+    """Over goal and retention, and over those of test pictures."""
+    words = front.words
+    return (words.heading, "reten-\ntion", *between, f"test\n{words.short}", "test\nret.")
 
 
 def left_out_of(front: Front) -> str:
@@ -82,12 +98,12 @@ def recommendation(front: Front) -> str:
         )
     others = "no other point" if not front.alike else f"{len(front.alike)} other points"
     others = "1 other point" if len(front.alike) == 1 else others
-    low = front.min_retention
+    low, goal = front.min_retention, front.words.goal
     below = "" if round(point.test.get("retention", 1), 3) >= low else f", which is below {low:g}"
     return (
-        f"trial {point.trial_id}, weights {point.variant}, the most robust point that keeps "
+        f"trial {point.trial_id}, weights {point.variant}, the {front.words.best} point that keeps "
         f"{keep} with a chance of {SURE} or more (here {100 * (point.chance or 0):.0f} %). On test "
-        f"pictures, which chose nothing, its robustness is {_tested(point, 'robustness')} and its retention "
+        f"pictures, which chose nothing, its {goal} is {_tested(point, front.goal.name)} and its retention "
         f"{_tested(point, 'retention')}{below}; {others} cannot be told from it."
     )
 
@@ -105,12 +121,12 @@ def _cells(point: Point, front: Front) -> list[str]:
     marks = [m for m, p in (("R", front.recommended), ("K", front.knee)) if point is p]
     marks.append(_mark(point))
     untouched = point.trial_id == REFERENCE
-    names = ("robustness", "retention", "attack_success_rate", "reading_accuracy")
+    names = (*front.objectives.names, *(name for name, _, _ in front.words.columns))
     return [
         "\n".join(filter(None, marks)),
         "untouched" if untouched else f"{point.trial_id}\n{point.variant}",
-        "" if untouched else describe(point.settings).replace(" kl", "\nkl"),
-        f"{_share(point.robustness)}\n{shown_interval(point.robustness_interval)}",
+        "" if untouched else _setting(point.settings),
+        f"{_share(point.goal)}\n{shown_interval(point.goal_interval)}",
         f"{_share(point.retention)}\n{shown_interval(point.retention_interval)}",
         f"{_brief(point.probability)}\n{point.group or ''}",
         *(_share(point.test[n]) if n in point.test else "" for n in names),
@@ -118,29 +134,41 @@ def _cells(point: Point, front: Front) -> list[str]:
     ]
 
 
+def _setting(settings: Mapping[str, Any]) -> str:
+    """A setting in lines of at most 16 characters.
+
+    >>> print(_setting({"loss": "ipo", "beta": 0.1, "kl_weight": 1.0, "learning_rate": 2e-4, "epochs": 8}))
+    ipo beta 0.1 x8
+    kl 1 lr 2e-4
+    """
+    lines = describe(settings).replace(" kl", "\nkl")
+    pairs = settings.get("pairs")
+    return lines.removesuffix(f" {pairs}") + f"\n{pairs}" if pairs else lines
+
+
 def _mark(point: Point) -> str:
     return "" if point.feasible else "<"
 
 
 def knee(front: Front) -> str:
-    """Where the front bends, and what more robustness costs from there on."""
+    """Where the front bends, and what a better goal costs from there on."""
     if front.knee is None:
         return "the front has too few points for one."
     rest: Sequence[Point] = front.front[front.front.index(front.knee) + 1 :]
     if not rest:
         return f"trial {front.knee.trial_id}, weights {front.knee.variant}."
-    end = rest[-1]
+    end, better = rest[-1], "of" if front.goal.is_maximised else "less"
     return (
         f"trial {front.knee.trial_id}, weights {front.knee.variant}; from there to the end of the "
-        f"front, {end.robustness - front.knee.robustness:.3f} of robustness costs "
+        f"front, {abs(end.goal - front.knee.goal):.3f} {better} {front.words.goal} costs "
         f"{front.knee.retention - end.retention:.3f} of retention."
     )
 
 
 def _comparison(front: Front) -> Table:
     titles = (
-        f"the most robust that\nkeeps {front.min_retention:g}", "trial\nweights", "robust-\nness",
-        "reten-\ntion", "test\nrob.", "test\nret.", "hyper-\nvolume",
+        f"the {front.words.best} that\nkeeps {front.min_retention:g}", "trial\nweights",
+        *_headings(front), "hyper-\nvolume",
     )  # fmt: skip
     table = _table(None, titles, left=2)
     for c in front.comparisons:
@@ -166,14 +194,14 @@ def _confirmed(front: Front, shown: Sequence[Point]) -> list[Point]:
 def _confirmation(confirmed: Sequence[Point], front: Front) -> Table:
     """What the search says of some points, and what a model trained once more says."""
     titles = (
-        "confirmed with\na fresh seed", "weights", "robust-\nness", "reten-\ntion", "test\nrob.",
-        "test\nret.", "fresh\nrob.", "fresh\nret.",
+        "confirmed with\na fresh seed", "weights", *_headings(front), f"fresh\n{front.words.short}",
+        "fresh\nret.",
     )  # fmt: skip
     table = _table(None, titles, left=2)
     for point in confirmed:
         again = [
             f"{_share(point.confirmed[n])}\n{shown_interval(point.confirmed_intervals[n])}"
-            for n in ("robustness", "retention")
+            for n in front.objectives.names
         ]
         cells = _cells(point, front)
         table.add_row(point.trial_id, point.variant, *(cells[i] for i in (3, 4, 6, 7)), *again)
@@ -205,8 +233,8 @@ def _seeds(front: Front) -> str:
         return "No setting was repeated, so what another seed would give is not in the intervals."
     settings = "1 setting was" if front.repeated == 1 else f"{front.repeated} settings were"
     return (
-        f"{settings} repeated; another seed moves robustness by {front.seed_sd[0]:.3f} and retention by "
-        f"{front.seed_sd[1]:.3f} (standard deviations), which the intervals hold."
+        f"{settings} repeated; another seed moves {front.words.goal} by {front.seed_sd[0]:.3f} and retention "
+        f"by {front.seed_sd[1]:.3f} (standard deviations), which the intervals hold."
     )
 
 

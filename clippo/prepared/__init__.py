@@ -4,7 +4,9 @@ from clippo.prepared.build import prepare
 from clippo.prepared.location import Location, fetch
 from clippo.prepared.reader import EvalData, PreparedSet, Rows, open_prepared
 from clippo.prepared.text import text_features
+from clippo.tasks.base import Queries
 
 __all__ = [
-    "EvalData", "Location", "PreparedSet", "Rows", "fetch", "open_prepared", "prepare", "text_features",
+    "EvalData", "Location", "PreparedSet", "Queries", "Rows", "fetch", "open_prepared", "prepare",
+    "text_features",
 ]  # fmt: skip

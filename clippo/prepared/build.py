@@ -165,6 +165,7 @@ def _manifest(recipe: Recipe, task: Task, built: list[Summary]) -> dict[str, Any
             sets[name] = {
                 "candidates": list(part.candidates),
                 "pairwise": part.pairwise,
+                "queries": part.queries and asdict(part.queries),
                 **kind,
                 "files": [{k: f[k] for k in ("file", "rows", "size", "sha256")} for f in files],
             }

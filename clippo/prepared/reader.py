@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from clippo.data.prompts import templates_of
 from clippo.errors import ConfigError, DataError
 from clippo.prepared.location import is_whole
 from clippo.tasks import task_named
-from clippo.tasks.base import PairTable, TrainRows
+from clippo.tasks.base import PairTable, Queries, TrainRows
 
 NARROW = 4096  # bytes of an input up to which a set is held in memory
 
@@ -31,6 +31,7 @@ class Rows:
     Attributes:
         labels: int64 (N,).
         attack_labels: int64 (N,), -1 where no class is written.
+        groups: int64 (N,), -1 where there is none.
         reference: the reference's unit-length embeddings, float32 (N, D).
     """
 
@@ -43,11 +44,16 @@ class Rows:
         self._chunks = [_bytes_of(b.column("input")) for b in batches]
         self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
         # Embeddings are a few kilobytes a picture, and are held in memory as the reference's are.
-        narrow = self._chunks[0].shape[1] <= NARROW and not self._channels_last
+        narrow = self.input_bytes <= NARROW and not self._channels_last
         self._small = np.concatenate(self._chunks) if narrow else None
         labels, attack_labels = (
             np.concatenate([b.column(name).to_numpy() for b in batches]) for name in ("label", "attack_label")
         )
+        groups = [  # of an earlier version: none
+            b.column("group").to_numpy() if "group" in b.schema.names else np.full(len(b), -1)
+            for b in batches
+        ]
+        self.groups = torch.from_numpy(np.concatenate(groups).astype(np.int64))
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.attack_labels = torch.from_numpy(attack_labels.astype(np.int64))
         reference = np.concatenate([_bytes_of(b.column("reference")) for b in batches])
@@ -55,6 +61,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def input_bytes(self) -> int:
+        """Of one picture."""
+        return int(self._chunks[0].shape[1])
 
     def inputs(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """What the policy takes, for some pictures, as ``Policy.frozen`` gave it; a copy."""
@@ -64,7 +75,7 @@ class Rows:
         chunk = np.searchsorted(self._starts, rows, side="right") - 1
         within = rows - self._starts[chunk]
         # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.
-        copied = np.empty((len(rows), self._chunks[0].shape[1]), np.uint8)
+        copied = np.empty((len(rows), self.input_bytes), np.uint8)
         for target, c, i in zip(copied, chunk.tolist(), within.tolist(), strict=True):
             target[:] = self._chunks[c][i]
         inputs = torch.from_numpy(copied).view(self._dtype).view(len(rows), *self._shape)
@@ -78,12 +89,15 @@ class EvalData:
     Attributes:
         candidates: the classes that the model chooses among.
         pairwise: it chooses only between a picture's own label and its attack label.
+        queries: what its pictures are ranked for, if they are; ``asked``: names of its captions.
     """
 
     name: str
     rows: Rows
     candidates: tuple[int, ...]
     pairwise: bool = False
+    queries: Queries | None = None
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,9 +133,9 @@ class PreparedSet:
         """
         task, first, rows = task_named(self.task), 0, {}
         for name, data in self.train.items():
-            labels, attack_labels = data.rows.labels.numpy(), data.rows.attack_labels.numpy()
-            rows[name] = TrainRows(first, labels, attack_labels, data.candidates)
-            first += len(labels)
+            known = (data.rows.labels.numpy(), data.rows.attack_labels.numpy(), data.rows.groups.numpy())
+            rows[name] = TrainRows(first, *known, data.candidates)
+            first += len(data.rows)
         kind = kind or task.pair_kinds[0]
         if kind not in task.pair_kinds:
             raise ConfigError(f"pairs are {kind!r}; they must be one of: {', '.join(task.pair_kinds)}")
@@ -147,10 +161,16 @@ def open_prepared(folder: Path) -> PreparedSet:
         raise DataError(f"{folder} is no whole prepared set; prepare it again")
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     rows = {name: Rows(folder, described) for name, described in manifest["sets"].items()}
-    sets = {
-        name: EvalData(name, rows[name], tuple(described["candidates"]), described["pairwise"])
-        for name, described in manifest["sets"].items()
-    }
+    sets = {}
+    for name, described in manifest["sets"].items():
+        data = EvalData(name, rows[name], tuple(described["candidates"]), described["pairwise"])
+        if found := described.get("queries"):
+            queries = Queries(
+                tuple(found["captions"]), found["k"], tuple(found["groups"]), tuple(found["majority"])
+            )
+            asked = tuple(manifest["classes"][c] for c in queries.captions)
+            data = replace(data, queries=queries, asked=asked)
+        sets[name] = data
     return PreparedSet(
         task=manifest["task"],
         digest=manifest["digest"],

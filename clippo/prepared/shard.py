@@ -210,6 +210,7 @@ class SetFile:
         record = pa.record_batch({
             "label": pa.array([row.label for row in rows], pa.int32()),
             "attack_label": pa.array([row.attack_label for row in rows], pa.int32()),
+            "group": pa.array([row.group for row in rows], pa.int32()),
             "input": _fixed_size(stored.permute(0, 2, 3, 1) if channels_last else stored),
             "reference": _fixed_size(reference_BD),
         })  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clippo.results.schema import View
 from clippo.results.store import ResultStore
 
 
@@ -24,6 +25,13 @@ class StoreCheckpoints:
     def read(self, name: str) -> bytes | None:
         relative = f"{self.folder}/{name}"
         return self.store.read_bytes(relative) if self.store.exists(relative) else None
+
+
+def weights_name(store: ResultStore, sweep: str, trial_id: str) -> str | None:
+    """The object among a trial's checkpoints that has the weights of its rows; None: it left none."""
+    rows = store.trials(sweep, View(columns=["checkpoint_uri"], where={"trial_id": [trial_id]}))
+    uri: str | None = rows["checkpoint_uri"][0].as_py() if len(rows) else None
+    return uri and uri.rpartition("/")[2]
 
 
 def checkpoint_folder(sweep: str, trial_id: str) -> str:

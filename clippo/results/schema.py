@@ -3,6 +3,7 @@
 The schema only grows. A reader fills a column that an older object lacks with nulls, so raise
 ``SCHEMA_VERSION`` with every new column and never rename or retype one.
 
+    version 3    the table rankings; a store without it has none
     version 2    trials.orthogonality
     version 1    the beginning
 """
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from clippo.errors import StoreError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STATUSES = ("completed", "stopped_early", "failed")
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -79,6 +80,20 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "n_total": pa.int64(),
         "n_fooled": pa.int64(),
     },
+    "rankings": {
+        **_TRIAL_KEY,
+        "epoch": pa.int64(),
+        "eval_set": pa.string(),
+        "variant": pa.string(),
+        "seed": pa.int64(),
+        "query": pa.string(),  # the caption that was asked for
+        "k": pa.int64(),  # the top that is looked at
+        "pictures": pa.list_(pa.int32()),  # rows of the evaluation set, best first, 4 k of them
+        "groups": pa.list_(pa.int8()),  # theirs, indices of group_names
+        "group_names": pa.list_(pa.string()),
+        "pool": pa.list_(pa.int64()),  # pictures of each group that were ranked
+        "majority": pa.int8(),  # the group whose share is shown; null where none is
+    },
     "examples": {
         "sweep": pa.string(),
         "picture": pa.binary(),  # an encoded image
@@ -102,6 +117,7 @@ SEALED_ORDER = {
     "trials": ("trial_id",),
     "metrics": ("name", "trial_id", "epoch", "step"),
     "evals": ("eval_set", "variant", "trial_id", "epoch"),
+    "rankings": ("eval_set", "variant", "trial_id", "epoch"),
     "started": ("trial_id",),
 }
 """How a sealed file is sorted. What is read together lies together: the text that repeats becomes long runs,
@@ -213,7 +229,9 @@ def decode_sealed(name: str, data: bytes, sweep: str, view: View, left_out: Sequ
         read = read.append(_SCHEMAS[name].field("trial_id"))
     try:
         source, metadata = pa.BufferReader(data), pq.read_metadata(pa.BufferReader(data))
-        there = metadata.schema.names
+        # By leaf; a column of lists has one, which is called otherwise.
+        leaves = (metadata.schema.column(i).path for i in range(metadata.num_columns))
+        there = [path.partition(".")[0] for path in leaves]
         texts = [f.name for f in read if f.type == _DICTIONARY and f.name in there]
         file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
         groups, where = set(range(metadata.num_row_groups)), dict(view.where)

@@ -1,7 +1,9 @@
 """Sealing: the objects of many trials become a few, and readers see each trial once all the while.
 
-    {trials,metrics,evals,started}/sweep=<sweep>/part-<digest>.parquet    the rows of many trials
-    {trials,metrics,evals,started}/sweep=<sweep>/_manifest.json           which parts count, written last
+    TABLE/sweep=<sweep>/part-<digest>.parquet    the rows of many trials
+    TABLE/sweep=<sweep>/_manifest.json           which parts count, written last
+
+    with trials, metrics, evals, rankings or started as TABLE
 
 A trial is where the manifest says, and else in an object of its own. The parts are written first, then the
 manifest, in one conditional PUT, and only then goes what it replaces. A reader lists the folder, reads the

@@ -4,6 +4,7 @@
     state/<sweep>.json                                         whether it runs; says nothing of its results
     started/sweep=<sweep>/<trial_id>-<attempt>.json            settings of a trial that has begun
     {trials,metrics,evals}/sweep=<sweep>/<trial_id>-<attempt>.parquet
+    rankings/sweep=<sweep>/<trial_id>-<attempt>.parquet        of trials that ranked something
     examples/sweep=<sweep>/examples.parquet
     state/<sweep>.json, reports/<sweep>.html                   how it stands; what came of it
 
@@ -82,6 +83,7 @@ class ResultStore:
         trial: Mapping[str, Any],
         metrics: Iterable[Mapping[str, Any]],
         evals: Iterable[Mapping[str, Any]],
+        rankings: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         """Keep the rows of one finished trial, which need not repeat ``sweep``, ``trial_id`` and ``attempt``.
 
@@ -92,10 +94,10 @@ class ResultStore:
             raise StoreError(f"trial status is {trial.get('status')!r}; one of {', '.join(schema.STATUSES)}")
         key = {"trial_id": trial_id, "attempt": attempt}
         # Encoded before the first write, and trials written last: it is what makes a trial count.
-        objects = {
-            name: schema.encode(name, [{**row, **key} for row in rows])
-            for name, rows in (("metrics", metrics), ("evals", evals), ("trials", [trial]))
-        }
+        tables = [("metrics", metrics), ("evals", evals), ("trials", [trial])]
+        if ranked := list(rankings):
+            tables.insert(0, ("rankings", ranked))
+        objects = {name: schema.encode(name, [{**row, **key} for row in rows]) for name, rows in tables}
         for name, data in objects.items():
             self._write(_trial_key(name, sweep, trial_id, attempt, "parquet"), data)
 
@@ -147,7 +149,7 @@ class ResultStore:
 
         def sealed() -> int:
             counted = find_folders(self._objects, "trials", name)[name].latest()
-            for table in ("metrics", "evals", "started", "trials"):
+            for table in ("metrics", "evals", "rankings", "started", "trials"):
                 seal(self._objects, table, name, counted)
             return len(counted)
 
@@ -179,6 +181,10 @@ class ResultStore:
         """
         return self._table("evals", sweep, view)
 
+    def rankings(self, sweep: str | None = None, view: View = ALL) -> pa.Table:
+        """The rankings of the attempts that :meth:`trials` lists, in no particular order."""
+        return self._table("rankings", sweep, view)
+
     def examples(self, sweep: str | None = None) -> pa.Table:
         """Pictures with what the models made of them."""
 
@@ -205,6 +211,17 @@ class ResultStore:
         """The config a sweep was started with, or None if there is no such sweep."""
         [data] = self._objects.get([f"sweeps/{_name('sweep', sweep)}.json"])
         return None if data is None else dict(json.loads(data)["config"])
+
+    def known_config(self, sweep: str) -> dict[str, Any]:
+        """The same of a sweep that must be there.
+
+        Raises:
+            StoreError: there is none; with the names of those that there are.
+        """
+        if (config := self.config(sweep)) is None:
+            known = ", ".join(self.sweeps()) or "none"
+            raise StoreError(f"{self.uri} has no sweep {sweep!r}; its sweeps are: {known}")
+        return config
 
     def state(self, sweep: str) -> dict[str, Any] | None:
         """``state``, ``trials`` and ``at`` as noted last; a killed driver leaves its sweep running."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from clippo.config import SearchConfig
+from clippo.evaluate.objectives import Objectives
 from clippo.front import hypervolume
 from clippo.front.evidence import HV_REFERENCE_POINT
 from clippo.sweep.search import Numbers
@@ -14,13 +15,13 @@ class Budget:
     """What the trials of a search have taken and brought so far; those of earlier runs are told again.
 
     Args:
-        untouched: robustness and retention of the untouched model, the first point.
+        untouched: numbers of the untouched model, the first point.
     """
 
-    def __init__(self, search: SearchConfig, untouched: Numbers) -> None:
-        self._search, self._began = search, time.monotonic()
+    def __init__(self, search: SearchConfig, objectives: Objectives, untouched: Numbers) -> None:
+        self._search, self._place, self._began = search, objectives.place, time.monotonic()
         self._device_s, self._since_growth = 0.0, 0
-        self._points = [_point(untouched)]
+        self._points = [self._place(untouched)]
         self._volume = hypervolume(self._points, HV_REFERENCE_POINT)
 
     def spend(self, device_s: float, numbers: Numbers | None) -> None:
@@ -28,7 +29,7 @@ class Budget:
         self._device_s += device_s
         self._since_growth += 1
         if numbers is not None:
-            self._points.append(_point(numbers))
+            self._points.append(self._place(numbers))
             volume = hypervolume(self._points, HV_REFERENCE_POINT)
             if volume > self._volume:
                 self._volume, self._since_growth = volume, 0
@@ -43,7 +44,3 @@ class Budget:
         if search.patience and self._since_growth >= search.patience:
             return f"the hypervolume has not grown for {self._since_growth} trials"
         return None
-
-
-def _point(numbers: Numbers) -> tuple[float, float]:
-    return numbers["robustness"], numbers["retention"]

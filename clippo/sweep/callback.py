@@ -89,11 +89,10 @@ class SweepCallback(tune.Callback):
             name, config["attempt"], config["settings"], reports, began=self._began[key], failure=failure,
             stopped=stopped, preemptions=config["attempt"] + self._restarts[key] + self._lost.get(key, 0),
         )  # fmt: skip
-        point = None if numbers is None else (numbers["robustness"], numbers["retention"])
         stop = f"stopped after epoch {reports[-1]['epoch']}" if stopped else ""
-        self._view.finished(name, describe(config["settings"]), point, failure or "", stop)
+        self._view.finished(name, describe(config["settings"]), numbers, failure or "", stop)
         spent = device_s(reports[-1], self._rows.config) if reports else 0.0
-        self._on_end(name, spent, numbers, [Counts(**e) for e in reports[-1]["evals"]] if reports else [])
+        self._on_end(name, spent, numbers, [Counts.of(e) for e in reports[-1]["evals"]] if reports else [])
 
 
 def _as_metrics(decision: Decision | None) -> Mapping[str, float]:

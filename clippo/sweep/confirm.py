@@ -30,7 +30,7 @@ def to_confirm(front: Front, count: int) -> list[Point]:
 
 
 def proposals(config: SweepConfig, front: Front) -> list[Proposal]:
-    """The trials that confirm a front."""
+    """The trials that confirm a front; where one was stopped after an epoch, its confirmation ends there."""
     fresh = config.search.seed + config.search.replicates
     return [
         Proposal(f"{CONFIRM}{p.trial_id}", 0, {"beta": None} | p.settings | {"seed": fresh})

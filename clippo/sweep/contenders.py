@@ -1,4 +1,4 @@
-"""Which points of a trial are measured on test pictures: averaged weights, and what may be on the front.
+"""Which points of a trial are worth measuring on test pictures: those that may be on the front.
 
 Test pictures only report, so what will not be reported need not be measured on them. A point that another one
 beats on validation pictures stays beaten, whatever the sweep finds later. So the points of the front, at its
@@ -11,17 +11,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from clippo.evaluate import Counts, objectives
+from clippo.evaluate import Counts
+from clippo.evaluate.objectives import Objectives
 from clippo.front import pareto_mask
-from clippo.front.counts import AVERAGED
 
 Place = tuple[float, float]
-"""Robustness and retention on validation pictures."""
+"""Goal and retention on validation pictures, as gains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contenders:
-    """Picks the variants of a trial that no known point and none of its own beats, and the averaged weights.
+    """Picks the variants of a trial that no known point and none of its own beats.
 
     Attributes:
         reference: counts of the untouched model.
@@ -29,8 +29,7 @@ class Contenders:
     """
 
     reference: tuple[Counts, ...]
-    robustness_sets: tuple[str, ...]
-    retention_sets: tuple[str, ...]
+    objectives: Objectives
     rivals: tuple[Place, ...] | None
 
     def __call__(self, counts: Sequence[Counts]) -> set[str]:
@@ -39,7 +38,7 @@ class Contenders:
         if self.rivals is None:
             return set(own)
         front = _front((*self.rivals, *own.values()))
-        return {variant for variant, place in own.items() if variant == AVERAGED or place in front}
+        return {variant for variant, place in own.items() if place in front}
 
     def after(self, counts: Sequence[Counts]) -> Contenders:
         """The same with the points of one more trial among the rivals."""
@@ -52,14 +51,10 @@ class Contenders:
         by_variant: dict[str, list[Counts]] = defaultdict(list)
         for c in counts:
             by_variant[c.variant].append(c)
-        places = {}
-        for variant, own in by_variant.items():
-            found = objectives(
-                own, self.reference, split="validation",
-                robustness_sets=self.robustness_sets, retention_sets=self.retention_sets,
-            )  # fmt: skip
-            places[variant] = found["robustness"], found["retention"]
-        return places
+        return {
+            variant: self.objectives.place(self.objectives.values(own, self.reference, split="validation"))
+            for variant, own in by_variant.items()
+        }
 
 
 def _front(places: Iterable[Place]) -> list[Place]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from clippo.config import SweepConfig, digest
 from clippo.remote import node_cache
 from clippo.results.objects import write_whole
-from clippo.tasks import task_named
+from clippo.tasks import objectives_of, task_named
 
 PRICES = {"CPU": 0.045, "T4": 0.526, "L4": 0.805, "A10G": 1.006, "L40S": 1.861}
 """List prices of AWS on demand in us-east-1 as of 2025 [USD an hour]: a vCPU of c7i, and the smallest
@@ -70,7 +70,7 @@ def work_of(config: SweepConfig) -> Work:
     evaluation = {name: n for name, n in sets.items() if not name.startswith("train/")}
     on_tower = config.model.trainable != "transform"
     curve = len(config.train.alphas if on_tower else config.train.powers)
-    curve_sets = (*config.robustness_sets, *config.retention_sets)
+    curve_sets = objectives_of(config).curve_sets
     # The average after every epoch; after the last also the last weights, and the curve on what counts.
     measured = (epochs - 1) * sum(n for name, n in evaluation.items() if name.startswith("validation/"))
     measured += 2 * sum(evaluation.values())

@@ -5,17 +5,18 @@ Ray puts ``ray_`` before the names; every number has the sweep's name as a tag.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.util.metrics import Counter, Gauge
 
-from clippo.evaluate.objectives import COST
+from clippo.evaluate.objectives import COST, Objectives
 from clippo.front import hypervolume
+from clippo.front.counts import STOPPED, STOPPED_AFTER
 from clippo.front.evidence import HV_REFERENCE_POINT
-from clippo.sweep.search import Score
+from clippo.sweep.search import Numbers, Score
 
 
 class SweepMetrics(tune.Callback):
@@ -24,11 +25,12 @@ class SweepMetrics(tune.Callback):
     Args:
         sweep: its name.
         score: the numbers of a report.
-        points: robustness and retention of the untouched model and of the trials of earlier runs.
+        known: numbers of the untouched model and of the trials of earlier runs.
     """
 
-    def __init__(self, sweep: str, score: Score, points: Iterable[Sequence[float]]) -> None:
-        self._score, self._points = score, list(points)
+    def __init__(self, sweep: str, score: Score, objectives: Objectives, known: Iterable[Numbers]) -> None:
+        self._score, self._place = score, objectives.place
+        self._points = list(map(self._place, known))
         self._running: set[str] = set()
         self._epochs: dict[str, int] = {}
 
@@ -67,12 +69,13 @@ class SweepMetrics(tune.Callback):
         if numbers is None:
             self._finish(trial, "failed")
             return
-        stopped = result["epoch"] < trial.config["settings"]["epochs"]
-        self._points.append((numbers["robustness"], numbers["retention"]))
+        settings = trial.config["settings"]
+        stopped = result["epoch"] < (settings.get(STOPPED_AFTER) or settings["epochs"])
+        self._points.append(self._place(numbers))
         self._volume.set(hypervolume(self._points, HV_REFERENCE_POINT))
         if numbers.get(COST):  # Ray refuses to add nothing
             self._device_s.inc(numbers[COST])
-        self._finish(trial, "stopped_early" if stopped else "completed")
+        self._finish(trial, STOPPED if stopped else "completed")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._finish(trial, "failed")

@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from clippo.config import SearchConfig
 from clippo.errors import ConfigError
-from clippo.evaluate.objectives import is_maximised
+from clippo.evaluate.objectives import Objectives
 
 OWNER = "clippo_results"
 SECRETS = {"password", "passwd", "sslpassword"}
@@ -34,8 +34,9 @@ class Mirror:
     """
 
     def __init__(
-        self, search: SearchConfig, name: str, results: str, report: Callable[[str], object]
-    ) -> None:
+        self, search: SearchConfig, objectives: Objectives, name: str, results: str,
+        report: Callable[[str], object],
+    ) -> None:  # fmt: skip
         self._report = report
         try:
             storage = _storage(search.mirror)
@@ -50,7 +51,7 @@ class Mirror:
             study = optuna.create_study(
                 study_name=name,
                 storage=storage,
-                directions=["maximize" if is_maximised(o) else "minimize" for o in search.objectives],
+                directions=objectives.directions(search.objectives),
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -21,19 +21,20 @@ from clippo.model.towers import check_name
 from clippo.results import ResultStore
 from clippo.sweep.cost import estimate, remembered, trials_of, work_of
 from clippo.sweep.mirror import check_mirror
-from clippo.sweep.scheduler import Halving
+from clippo.sweep.scheduler import rule_of
 from clippo.sweep.space import distributions
 from clippo.sweep.tracking import check_tracking
-from clippo.tasks import task_named
+from clippo.tasks import resolved, task_named
 
 
 def print_plan(config: SweepConfig, console: Console) -> None:
     """The whole configuration, the search space, the resources, an estimate, and what is there of its needs.
 
     Raises:
-        ConfigError: what is not even printed, since it has a secret in it.
+        ConfigError: what is not even printed, since it has a secret in it; or an unknown task.
     """
     check_mirror(config.search.mirror)
+    config = resolved(config)
     for title, rows in (
         ("configuration", _settings(config)),
         ("search space", _space(config)),
@@ -96,16 +97,8 @@ def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
         pairs = task_named(config.task)(config.data).n_pairs
         steps = -(-pairs // config.train.batch_size)
         yield "a trial", f"at most {search.epochs[1]} epochs of {steps} steps over {pairs} pairs"
-    if search.halving:
-        rungs = Halving(
-            min_epochs=search.min_epochs,
-            reduction_factor=search.reduction_factor,
-            max_epochs=search.epochs[1],
-        ).rungs
-        yield (
-            "halving",
-            f"after epochs {', '.join(map(str, rungs))}, the best 1/{search.reduction_factor} go on",
-        )
+    if (rule := rule_of(search)) is not None:
+        yield "stopped early", str(rule)
     bounds = {"device_hours": "device-hours", "wall_hours": "hours", "patience": "trials without growth"}
     ends = [f"{getattr(search, n):g} {what}" for n, what in bounds.items() if getattr(search, n)]
     if ends:

@@ -54,6 +54,7 @@ def _short_trial(config: SweepConfig, pictures: int) -> Speed:
         learning_rate=search.learning_rate[0],
         epochs=1,
         seed=search.seed,
+        pairs=next(iter(search.pairs), ""),
         orthogonality=search.orthogonality[0] if config.model.trainable == "transform" else None,
     )
     reports: list[dict[str, Any]] = []

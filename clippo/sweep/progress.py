@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from clippo.evaluate.objectives import RETENTION, Objectives
 from clippo.front import hypervolume
 from clippo.front.evidence import HV_REFERENCE_POINT
+from clippo.sweep.search import Numbers
 
 RETENTION_LEVELS = (0.95, 0.99)
 
@@ -23,12 +25,13 @@ class ProgressView:
 
     Args:
         total: trials of the whole sweep.
-        reference: robustness and retention of the untouched model, the first point of the front.
+        objectives: the task's own.
+        reference: numbers of the untouched model, the first point of the front.
     """
 
-    def __init__(self, console: Console, total: int, reference: Sequence[float]) -> None:
-        self._console, self._total = console, total
-        self._points = [list(reference)]
+    def __init__(self, console: Console, total: int, objectives: Objectives, reference: Numbers) -> None:
+        self._console, self._total, self._objectives = console, total, objectives
+        self._reached = [reference]
         self._done = self._failed = self._running = 0
         self._new = 0
         self._began = time.monotonic()
@@ -52,33 +55,34 @@ class ProgressView:
     ) -> None:
         self._live.stop()
 
-    def resumed(self, points: Sequence[Sequence[float]], failed: int) -> None:
+    def resumed(self, reached: Sequence[Numbers], failed: int) -> None:
         """Takes in the trials that earlier runs finished."""
-        self._points += map(list, points)
-        self._done, self._failed = len(points), failed
+        self._reached += reached
+        self._done, self._failed = len(reached), failed
         self._bar.update(self._task, completed=self._done + self._failed)
 
     def started(self) -> None:
         self._running += 1
 
     def finished(
-        self, name: str, settings: str, point: Sequence[float] | None, failure: str = "", note: str = ""
+        self, name: str, settings: str, numbers: Numbers | None, failure: str = "", note: str = ""
     ) -> None:
-        """One trial more; ``point`` is None when it failed."""
+        """One trial more; ``numbers`` is None when it failed."""
         self._running -= 1
         self._new += 1
-        if point is None:
+        if numbers is None:
             self._failed += 1
         else:
             self._done += 1
-            self._points.append(list(point))
+            self._reached.append(numbers)
         finished = self._done + self._failed
         self._bar.update(self._task, completed=finished, left=self._time_left(finished))
         line = Text(f"{finished:>4}/{self._total}  {name}  {settings}  ")
-        if point is None:
+        if numbers is None:
             line.append("failed", "red").append(f": {failure}")
         else:
-            line.append(f"robustness {point[0]:.3f}  retention {point[1]:.3f}" + (note and f"  {note}"))
+            reached = [f"{n.replace('_', ' ')} {numbers[n]:.3f}" for n in self._objectives.names]
+            line.append("  ".join(reached) + (note and f"  {note}"))
         if not self._console.is_terminal:  # a log has no live view
             best = "  ".join(f"best@{level} {self._best(level)}" for level in RETENTION_LEVELS)
             state = f"running {self._running}  {best}  hypervolume {self._hypervolume():.4f}"
@@ -86,12 +90,13 @@ class ProgressView:
         self._console.print(line, soft_wrap=True)
 
     def _best(self, level: float) -> str:
-        """The highest robustness of a trial that keeps this retention."""
-        robustness = max((r for r, kept in self._points if kept >= level), default=None)
-        return "none yet" if robustness is None else f"{robustness:.3f}"
+        """The best value of the goal of a trial that keeps this retention."""
+        goal = self._objectives.goal
+        reached = [n[goal.name] for n in self._reached if n[RETENTION] >= level]
+        return f"{max(reached, key=goal.gain):.3f}" if reached else "none yet"
 
     def _hypervolume(self) -> float:
-        return hypervolume(self._points, HV_REFERENCE_POINT)
+        return hypervolume(list(map(self._objectives.place, self._reached)), HV_REFERENCE_POINT)
 
     def _time_left(self, finished: int) -> str:
         seconds = (time.monotonic() - self._began) / self._new * (self._total - finished)
@@ -100,7 +105,8 @@ class ProgressView:
     def _view(self) -> Group:
         best = Table.grid(padding=(0, 2))
         for level in RETENTION_LEVELS:
-            best.add_row(f"best robustness at retention >= {level}", self._best(level))
+            goal = self._objectives.goal.name.replace("_", " ")
+            best.add_row(f"best {goal} at retention >= {level}", self._best(level))
         best.add_row("hypervolume", f"{self._hypervolume():.4f}")
         state = f"{self._done} done, {self._running} running, {self._failed} failed"
         return Group(self._bar, state, best)

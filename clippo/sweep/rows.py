@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -14,17 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from clippo.config import SweepConfig
-from clippo.evaluate import Counts, objectives
+from clippo.evaluate import Counts
 from clippo.evaluate.objectives import COST, share_of
-from clippo.front.counts import EVAL_COLUMNS, REFERENCE
+from clippo.evaluate.rankings import Ranking
+from clippo.front.counts import EVAL_COLUMNS, REFERENCE, STOPPED, STOPPED_AFTER
 from clippo.prepared import PreparedSet
 from clippo.results import ResultStore, View
 from clippo.results.checkpoints import checkpoint_folder
 from clippo.sweep.search import Outcome
-from clippo.train.checkpoint import POLICY
+from clippo.tasks import objectives_of
+from clippo.train.checkpoint import POLICY, weights_after
 
 SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "orthogonality", "seed")
 """The settings that have a column of their own; others go to params_json."""
+
+RANKING_KEY = ("trial_id", "epoch", "eval_set", "variant")
+"""What rankings belong to, in the tables."""
 
 SELECTED = "averaged"
 """The variant whose objectives steer the search, as in the published procedure."""
@@ -34,29 +40,27 @@ class Scorer:
     """What the trials of a sweep reached, from their counts."""
 
     def __init__(self, config: SweepConfig) -> None:
-        self._config = config
+        self._config, self.objectives = config, objectives_of(config)
 
     def numbers(
         self, counts: Sequence[Counts], reference: Sequence[Counts], device_s: float = 0.0
     ) -> dict[str, float]:
-        """Robustness, retention and the objectives of a trial by name, on validation pictures.
+        """Goal, retention and the other objectives of a trial by name, on validation pictures.
 
         Raises:
             ConfigError: an objective that is none, or that is measured on no validation set.
         """
-        found = objectives(
-            counts, reference, split="validation",
-            robustness_sets=self._config.robustness_sets, retention_sets=self._config.retention_sets,
-        )  # fmt: skip
+        found = self.objectives.values(counts, reference, split="validation")
         found[COST] = device_s
         wanted = [o for o in self._config.search.objectives if o not in found]
-        return found | {o: share_of(o, counts, split="validation") for o in wanted}
+        names = self.objectives.names
+        return found | {o: share_of(o, counts, split="validation", names=names) for o in wanted}
 
     def of_report(self, report: Mapping[str, Any], reference: Sequence[Counts]) -> dict[str, float] | None:
         """The same of a report, for the variant that steers the search; None where it has no counts."""
         if "evals" not in report:
             return None
-        counts = [Counts(**e) for e in report["evals"] if e["variant"] == SELECTED]
+        counts = [Counts.of(e) for e in report["evals"] if e["variant"] == SELECTED]
         return self.numbers(counts, reference, device_s(report, self._config))
 
     def outcome(self, trial: FinishedTrial, reference: Sequence[Counts]) -> Outcome:
@@ -64,7 +68,7 @@ class Scorer:
         if not trial.counts:
             return Outcome(None, reason=trial.error or "no counts")
         numbers = self.numbers(trial.counts, reference, trial.device_s)
-        return Outcome(numbers, stopped=trial.status == "stopped_early")
+        return Outcome(numbers, stopped=trial.status == STOPPED)
 
 
 def device_s(report: Mapping[str, Any], config: SweepConfig) -> float:
@@ -96,12 +100,16 @@ class TrialRows:
             preemptions: how often it was restarted.
         """
         known = {n: settings.get(n) for n in SETTINGS}
+        others = {n: v for n, v in settings.items() if n not in known}
+        if stopped:
+            others[STOPPED_AFTER] = reports[-1]["epoch"]
+        weights = weights_after(reports[-1]["epoch"]) if stopped else POLICY
         folder = checkpoint_folder(self.config.name, trial_id)
-        tuned = trial_id != REFERENCE and failure is None and not stopped
+        tuned = trial_id != REFERENCE and failure is None
         trial = {
             **known,
             **self._provenance,
-            "status": "failed" if failure else "stopped_early" if stopped else "completed",
+            "status": "failed" if failure else STOPPED if stopped else "completed",
             "error": failure,
             "started_at": datetime.fromtimestamp(began, timezone.utc),
             "finished_at": datetime.now(timezone.utc),
@@ -110,12 +118,12 @@ class TrialRows:
             "trainable": self.config.model.trainable,
             "optimizer": self.config.train.optimizer,
             "precision": reports[-1]["precision"] if reports else self.config.train.precision,
-            "params_json": json.dumps({n: v for n, v in settings.items() if n not in known}),
+            "params_json": json.dumps(others),
             "wall_s": time.time() - began,
             "device_s": device_s(reports[-1], self.config) if reports else 0.0,
             "device_type": "gpu" if self.config.gpus_per_worker else "cpu",
             "preemptions": preemptions,
-            "checkpoint_uri": self.store.uri_of(f"{folder}/{POLICY}") if tuned else None,
+            "checkpoint_uri": self.store.uri_of(f"{folder}/{weights}") if tuned else None,
         }
         metrics = [
             {"epoch": r["epoch"], "step": r["step"], "name": name, "value": value}
@@ -123,8 +131,14 @@ class TrialRows:
             for name, value in r["metrics"].items()
         ]
         seed = settings.get("seed")
-        evals = [{"epoch": r["epoch"], "seed": seed, **row} for r in reports for row in r["evals"]]
-        self.store.write_trial(self.config.name, trial_id, attempt, trial, metrics, evals)
+        measured = [({"epoch": r["epoch"], "seed": seed}, row) for r in reports for row in r["evals"]]
+        evals = [key | {n: v for n, v in row.items() if n != "rankings"} for key, row in measured]
+        rankings = [
+            key | {"eval_set": row["eval_set"], "variant": row["variant"], **ranking}
+            for key, row in measured
+            for ranking in row.get("rankings", ())
+        ]
+        self.store.write_trial(self.config.name, trial_id, attempt, trial, metrics, evals, rankings)
 
     def _workers(self, reports: list[dict[str, Any]]) -> int:
         """The most worker processes that a trial had at a time; what each epoch had is among its metrics."""
@@ -158,9 +172,13 @@ class FinishedTrial:
 def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
     """What a resumed sweep starts from, by trial id."""
     counts: dict[str, dict[int, list[Counts]]] = {}
-    wanted = View(columns=EVAL_COLUMNS, where={"variant": [SELECTED, REFERENCE]})
-    for row in store.evals(sweep, wanted).to_pylist():
-        measured = Counts(**{f.name: row[f.name] for f in fields(Counts)})
+    where = {"variant": [SELECTED, REFERENCE]}
+    rankings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    columns = (*RANKING_KEY, *(f.name for f in fields(Ranking)))
+    for row in store.rankings(sweep, View(columns=columns, where=where)).to_pylist():
+        rankings[tuple(row.pop(n) for n in RANKING_KEY)].append({n: _plain(v) for n, v in row.items()})
+    for row in store.evals(sweep, View(columns=EVAL_COLUMNS, where=where)).to_pylist():
+        measured = Counts.of(row | {"rankings": rankings[tuple(row[n] for n in RANKING_KEY)]})
         counts.setdefault(row["trial_id"], {}).setdefault(row["epoch"], []).append(measured)
     finished = {}
     for row in store.trials(sweep).to_pylist():
@@ -171,6 +189,10 @@ def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
             **{n: row[n] for n in ("status", "error", "finished_at", "prepared_digest")},
         )
     return finished
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _provenance() -> dict[str, str | None]:

@@ -1,8 +1,6 @@
-"""Early stopping for several objectives: asynchronous successive halving on non-dominated rank.
+"""Early stopping for several objectives: who goes on, and a scheduler of Ray Tune that acts on it.
 
-Trials are compared at rungs, which are epochs. One that reaches a rung goes on if it is among the best of
-those that have come there so far; it never waits for others (ASHA, Li et al., arXiv 1810.05934). Who is best
-is a matter of fronts, and inside a front of spread (MO-ASHA, Schmucker et al., arXiv 2106.12639).
+Asynchronous successive halving on non-dominated rank, and a plainer rule: no better, no further.
 
 Shapes: N trials at a rung or on a front, M objectives.
 """
@@ -11,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
+from clippo.config import SearchConfig
 from clippo.errors import ConfigError
 from clippo.front import pareto_mask
 from clippo.train.loop import AGAIN
@@ -34,8 +34,8 @@ class Decision:
         stop: whether the trial ends here.
         rung: the epoch of the rung; None between rungs, where the numbers below are 0.
         rank: non-dominated front of the trial among those at the rung; 0 is the best.
-        place: its place among them, the order inside its front included; 0 is the best.
-        of: trials at the rung, this one included.
+        place: its place among them; 0 is the best.
+        of: how many were compared, this one included.
     """
 
     stop: bool
@@ -45,13 +45,116 @@ class Decision:
     of: int = 0
 
 
-class Halving:
+class Rule(ABC):
     """Decides which trials go on. It knows nothing of Ray, and the same calls give the same decisions.
 
-    At a rung where n trials have been recorded, the trial that arrives included, it goes on if it is one of
-    the best ceil(n / reduction_factor); while n is below ``reduction_factor`` all go on, since there is too
-    little to compare with. Objectives are maximised. Trials are ordered by front and, inside a front, by
-    ``epsilon_net``. One whose values are not finite is stopped and not recorded.
+    Trials are compared at rungs, which are epochs. Objectives are maximised. A trial whose values are not
+    finite is stopped and not recorded.
+    """
+
+    def __init__(self) -> None:
+        # By rung and trial.
+        self._values: dict[int, dict[str, list[float]]] = {}
+        self._decisions: dict[int, dict[str, Decision]] = {}
+
+    @abstractmethod
+    def is_rung(self, epoch: int) -> bool:
+        """Whether trials are compared after this epoch."""
+
+    @abstractmethod
+    def _compare(self, trial_id: str, rung: int, values: Sequence[float]) -> Decision:
+        """What the rung makes of a trial that has been recorded, unless its values are not finite."""
+
+    def record(self, trial_id: str, epoch: int, values: Sequence[float]) -> None:
+        """Lets later trials be compared with one of an earlier run. Between rungs it does nothing."""
+        if self.is_rung(epoch) and np.isfinite(values).all():
+            self._values.setdefault(epoch, {}).setdefault(trial_id, [float(v) for v in values])
+
+    def decide(self, trial_id: str, epoch: int, values: Sequence[float]) -> Decision:
+        """Whether a trial goes on after this epoch; asked again at a rung, it gets the same answer."""
+        if not self.is_rung(epoch):
+            return Decision(stop=not np.isfinite(values).all())
+        decided = self._decisions.setdefault(epoch, {})
+        if trial_id not in decided:
+            self.record(trial_id, epoch, values)
+            decided[trial_id] = self._compare(trial_id, epoch, values)
+        return decided[trial_id]
+
+    def counts(self) -> dict[int, tuple[int, int]]:
+        """How many trials each rung has recorded, and how many it has stopped."""
+        rungs = sorted(self._values.keys() | self._decisions.keys())
+        stopped = {r: sum(d.stop for d in self._decisions.get(r, {}).values()) for r in rungs}
+        return {r: (len(self._values.get(r, {})), stopped[r]) for r in rungs}
+
+    def state(self) -> dict[str, Any]:
+        """All that was recorded and decided, as plain data (JSON takes it)."""
+        return {
+            "values": [[r, i, v] for r, by_id in self._values.items() for i, v in by_id.items()],
+            "decisions": [[i, asdict(d)] for by_id in self._decisions.values() for i, d in by_id.items()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a ``state``, in place of what was recorded here."""
+        self._values, self._decisions = {}, {}
+        for rung, trial_id, values in state["values"]:
+            self._values.setdefault(rung, {})[trial_id] = list(values)
+        for trial_id, decision in state["decisions"]:
+            self._decisions.setdefault(decision["rung"], {})[trial_id] = Decision(**decision)
+
+
+class NoBetter(Rule):
+    """Stops a trial that has come no farther than others with no more epochs, or than itself before.
+
+    Every epoch from ``min_epochs`` on is a rung. A trial goes on if, compared with each of those values, it
+    is better by more than ``min_gain`` in one objective at least. Its place is how many came as far as it.
+
+    Args:
+        min_epochs: what every trial gets [epochs].
+        min_gain: in the units of the objectives.
+
+    Raises:
+        ConfigError: if a number is too small.
+
+    >>> rule = NoBetter(min_epochs=2, min_gain=0.01)
+    >>> rule.decide("a", 2, [0.5, 0.9]).stop, rule.decide("a", 3, [0.6, 0.9]).stop
+    (False, False)
+    >>> rule.decide("b", 3, [0.605, 0.9])
+    Decision(stop=True, rung=3, rank=1, place=1, of=3)
+    """
+
+    def __init__(self, *, min_epochs: int, min_gain: float) -> None:
+        super().__init__()
+        _at_least(min_epochs=(min_epochs, 1), min_gain=(min_gain, 0))
+        self._min_epochs, self._min_gain = min_epochs, min_gain
+
+    def is_rung(self, epoch: int) -> bool:
+        return epoch >= self._min_epochs
+
+    def __str__(self) -> str:
+        return f"from epoch {self._min_epochs} on, who gained less than {self._min_gain:g} on all others"
+
+    def _compare(self, trial_id: str, rung: int, values: Sequence[float]) -> Decision:
+        others = [
+            v
+            for epoch, by_id in self._values.items()
+            for i, v in by_id.items()
+            if epoch <= rung and (epoch, i) != (rung, trial_id)
+        ]
+        if not np.isfinite(values).all():
+            return Decision(True, rung, 1, len(others), len(others) + 1)  # behind all others
+        least_M = np.asarray(values, dtype=np.float64) - self._min_gain
+        as_far = int((np.reshape(others, (-1, len(least_M))) >= least_M).all(axis=1).sum())
+        return Decision(as_far > 0, rung, int(as_far > 0), as_far, len(others) + 1)
+
+
+class Halving(Rule):
+    """Asynchronous successive halving: at each rung the best go on, and nobody waits for others there.
+
+    That is ASHA (Li et al., arXiv 1810.05934); who is best is a matter of fronts, and inside a front of
+    spread (MO-ASHA, Schmucker et al., arXiv 2106.12639). At a rung where n trials have been recorded, the
+    trial that arrives included, it goes on if it is one of the best ceil(n / reduction_factor); while n is
+    below ``reduction_factor`` all go on, since there is too little to compare with. Trials are ordered by
+    front and, inside a front, by ``epsilon_net``.
 
     Args:
         min_epochs: the first rung [epochs].
@@ -71,56 +174,26 @@ class Halving:
     """
 
     def __init__(self, *, min_epochs: int, reduction_factor: int, max_epochs: int) -> None:
-        bounds = {"min_epochs": (min_epochs, 1), "reduction_factor": (reduction_factor, 2)}
-        for name, (value, least) in (bounds | {"max_epochs": (max_epochs, 1)}).items():
-            if value < least:
-                raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        super().__init__()
+        _at_least(
+            min_epochs=(min_epochs, 1), reduction_factor=(reduction_factor, 2), max_epochs=(max_epochs, 1)
+        )
         self._factor = reduction_factor
         rungs = []
         while min_epochs < max_epochs:
             rungs.append(min_epochs)
             min_epochs *= reduction_factor
         self.rungs = tuple(rungs)
-        self._values: dict[int, dict[str, list[float]]] = {rung: {} for rung in rungs}
-        self._decisions: dict[int, dict[str, Decision]] = {rung: {} for rung in rungs}
 
-    def record(self, trial_id: str, epoch: int, values: Sequence[float]) -> None:
-        """Lets later trials be compared with one of an earlier run. Between rungs it does nothing."""
-        if epoch in self.rungs and np.isfinite(values).all():
-            self._values[epoch].setdefault(trial_id, [float(v) for v in values])
+    def is_rung(self, epoch: int) -> bool:
+        return epoch in self.rungs
 
-    def decide(self, trial_id: str, epoch: int, values: Sequence[float]) -> Decision:
-        """Whether a trial goes on after this epoch; asked again at a rung, it gets the same answer."""
-        finite = bool(np.isfinite(values).all())
-        if epoch not in self.rungs:
-            return Decision(stop=not finite)
-        decided = self._decisions[epoch]
-        if trial_id not in decided:
-            self.record(trial_id, epoch, values)
-            decided[trial_id] = self._compare(trial_id, epoch)
-        return decided[trial_id]
+    def __str__(self) -> str:
+        rungs = ", ".join(map(str, self.rungs)) or "none"
+        return f"after epochs {rungs}, all but the best 1/{self._factor}"
 
-    def counts(self) -> dict[int, tuple[int, int]]:
-        """How many trials each rung has recorded, and how many it has stopped."""
-        return {
-            r: (len(v), sum(d.stop for d in self._decisions[r].values())) for r, v in self._values.items()
-        }
-
-    def state(self) -> dict[str, Any]:
-        """All that was recorded and decided, as plain data (JSON takes it)."""
-        return {
-            "values": [[r, i, v] for r, by_id in self._values.items() for i, v in by_id.items()],
-            "decisions": [[i, asdict(d)] for by_id in self._decisions.values() for i, d in by_id.items()],
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a ``state``, in place of what was recorded here."""
-        for rung in self.rungs:
-            self._values[rung] = {i: list(v) for r, i, v in state["values"] if r == rung}
-            self._decisions[rung] = {i: Decision(**d) for i, d in state["decisions"] if d["rung"] == rung}
-
-    def _compare(self, trial_id: str, rung: int) -> Decision:
-        recorded = self._values[rung]
+    def _compare(self, trial_id: str, rung: int, values: Sequence[float]) -> Decision:
+        recorded = self._values.get(rung, {})
         mine = list(recorded).index(trial_id) if trial_id in recorded else None
         values_NM = np.array(list(recorded.values()))
         rest, rank = np.arange(len(recorded)), 0
@@ -137,8 +210,27 @@ class Halving:
         return Decision(True, rung, rank, len(recorded), len(recorded) + 1)  # not finite: behind all others
 
 
-class HalvingScheduler(FIFOScheduler):
-    """Stops the trials that a ``Halving`` does not let go on.
+def _at_least(**bounds: tuple[float, float]) -> None:
+    for name, (value, least) in bounds.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
+def rule_of(search: SearchConfig) -> Rule | None:
+    """The rule that a search asks for; None: trials are not stopped."""
+    if search.stopping == "no_better":
+        return NoBetter(min_epochs=search.min_epochs, min_gain=search.min_gain)
+    if search.stopping == "halving":
+        return Halving(
+            min_epochs=search.min_epochs,
+            reduction_factor=search.reduction_factor,
+            max_epochs=search.epochs[1],
+        )
+    return None
+
+
+class StoppingScheduler(FIFOScheduler):
+    """Stops the trials that a rule does not let go on.
 
     A trial's own last epoch is no rung: it has finished, and its learning rate with it, so it is neither
     stopped there nor compared with others in the middle of theirs.
@@ -158,12 +250,12 @@ class HalvingScheduler(FIFOScheduler):
 
     def __init__(
         self,
-        halving: Halving,
+        rule: Rule,
         score: Callable[[Mapping[str, Any]], Sequence[float] | None],
         on_decision: Callable[[str, int, Decision], None] = lambda trial_id, epoch, decision: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # pyproject excuses ray, but not for super()
-        self._halving, self._score, self._on_decision = halving, score, on_decision
+        self._rule, self._score, self._on_decision = rule, score, on_decision
         self.stopped: dict[str, Decision] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,9 +274,9 @@ class HalvingScheduler(FIFOScheduler):
             return self.CONTINUE
         if result.get(AGAIN):  # it went on from here before its process died
             if (values := self._score(result)) is not None:
-                self._halving.record(trial_id, epoch, values)
+                self._rule.record(trial_id, epoch, values)
             return self.CONTINUE
-        decision = self._halving.decide(trial_id, epoch, self._score(result) or [math.nan])
+        decision = self._rule.decide(trial_id, epoch, self._score(result) or [math.nan])
         if decision.stop or decision.rung:
             self._on_decision(trial_id, epoch, decision)
         if not decision.stop:
@@ -194,17 +286,17 @@ class HalvingScheduler(FIFOScheduler):
 
     def debug_string(self) -> str:
         rungs = [
-            f"epoch {r}: {n} trials, {stopped} stopped" for r, (n, stopped) in self._halving.counts().items()
+            f"epoch {r}: {n} trials, {stopped} stopped" for r, (n, stopped) in self._rule.counts().items()
         ]
-        return "; ".join(["Halving", *rungs])
+        return "; ".join([type(self._rule).__name__, *rungs])
 
     def save(self, checkpoint_path: str) -> None:
         stopped = {i: asdict(d) for i, d in self.stopped.items()}
-        Path(checkpoint_path).write_text(json.dumps({"halving": self._halving.state(), "stopped": stopped}))
+        Path(checkpoint_path).write_text(json.dumps({"rule": self._rule.state(), "stopped": stopped}))
 
     def restore(self, checkpoint_path: str) -> None:
         saved = json.loads(Path(checkpoint_path).read_text())
-        self._halving.restore(saved["halving"])
+        self._rule.restore(saved["rule"])
         self.stopped = {i: Decision(**d) for i, d in saved["stopped"].items()}
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import optuna
 from optuna import samplers
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from clippo.config import SearchConfig
-from clippo.evaluate.objectives import is_maximised
+from clippo.evaluate.objectives import Objectives
 from clippo.sweep.space import distributions, draw, params_of
 from clippo.train.loop import FAILURE
 
@@ -67,13 +67,37 @@ class _Setting:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Verdict:
+    """What became of a setting.
+
+    Attributes:
+        values: what it reached; also of PRUNED, which has no values of its own.
+    """
+
+    state: TrialState
+    values: list[float] | None
+    attributes: dict[str, Any]
+    constraints: dict[str, float]
+
+    @property
+    def learned(self) -> TrialState:
+        """As what the sampler sees it."""
+        return TrialState.COMPLETE if self.state == TrialState.PRUNED else self.state
+
+
 class Search(Searcher):
     """Proposes settings until ``search.trials`` trials have been started.
 
     Trial ``n`` runs settings number ``n // replicates`` with the seed ``search.seed + n % replicates``.
 
+    ``study`` has the settings that have ended, those that were stopped early PRUNED. The sampler lives in
+    another study, where these count as completed with what they had reached: that they are no better than
+    others is what it shall learn, and of PRUNED trials of several objectives it learns nothing.
+
     Args:
         score: what Optuna is told of a trial.
+        objectives: the task's own, which say what is minimised.
         trainable: what the policy trains; a transform has a setting more.
         finished: settings and outcome of this sweep's trials that earlier runs finished, by number.
         unfinished: trials that were running when the driver died; they are proposed first, as their next
@@ -88,7 +112,7 @@ class Search(Searcher):
     """
 
     def __init__(
-        self, search: SearchConfig, score: Score, *, trainable: str = "image",
+        self, search: SearchConfig, score: Score, objectives: Objectives, *, trainable: str = "image",
         finished: Mapping[int, tuple[Mapping[str, Any], Outcome]] | None = None,
         unfinished: Sequence[Proposal] = (), others: Sequence[Proposal] = (),
         known: Sequence[tuple[Mapping[str, Any], Outcome]] = (),
@@ -109,10 +133,9 @@ class Search(Searcher):
         self._next_number = max(begun, default=-1) + 1
         self._trials = max(search.trials, self._next_number)  # a resume may ask for fewer than were begun
         self.ended: str | None = None  # why, where it was not for want of trials
-        self.study = optuna.create_study(
-            directions=["maximize" if is_maximised(o) else "minimize" for o in search.objectives],
-            sampler=_sampler(search, self._next_number),
-        )
+        directions = objectives.directions(search.objectives)
+        self.study = optuna.create_study(directions=directions)
+        self._asked = optuna.create_study(directions=directions, sampler=_sampler(search, self._next_number))
         for settings, outcome in known:
             self._add(_Setting(dict(settings), {0}, outcomes={0: outcome}))
         self._settings: dict[int, _Setting] = {}
@@ -196,55 +219,68 @@ class Search(Searcher):
     def _ask(self, setting: _Setting) -> None:
         """Opens a trial of the study, for the settings if there are some."""
         if setting.settings:
-            self.study.enqueue_trial(params_of(setting.settings))
-        setting.trial = self.study.ask()
+            self._asked.enqueue_trial(params_of(setting.settings))
+        setting.trial = self._asked.ask()
         drawn = draw(setting.trial, self.config, self._trainable)
         setting.settings = setting.settings or drawn
 
     def _tell(self, setting: _Setting) -> None:
-        state, values, attributes, constraints = self._verdict(setting)
+        verdict = self._verdict(setting)
         assert setting.trial is not None
-        for name, value in attributes.items():
+        for name, value in verdict.attributes.items():
             setting.trial.set_user_attr(name, value)
-        for name, constraint in constraints.items():
+        for name, constraint in verdict.constraints.items():
             setting.trial.set_constraint(name, constraint)
-        self._on_told(self.study.tell(setting.trial, values, state=state))
+        learned = self._asked.tell(setting.trial, verdict.values, state=verdict.learned)
+        self._keep(learned, verdict)
 
     def _add(self, setting: _Setting) -> None:
         """Puts earlier trials into the study."""
-        state, values, attributes, constraints = self._verdict(setting)
-        if isinstance(self.study.sampler, samplers.BaseGASampler):
+        if isinstance(self._asked.sampler, samplers.BaseGASampler):
             # Its generations are counted when a trial is asked for.
             self._ask(setting)
             self._tell(setting)
             return
+        verdict = self._verdict(setting)
         trial = create_trial(
-            state=state, values=values, params=params_of(setting.settings), user_attrs=attributes,
+            state=verdict.learned, values=verdict.values, params=params_of(setting.settings),
             distributions=distributions(self.config, setting.settings["loss"], self._trainable),
-            constraints=constraints,
+            user_attrs=verdict.attributes, constraints=verdict.constraints,
         )  # fmt: skip
+        self._asked.add_trial(trial)
+        self._keep(trial, verdict)
+
+    def _keep(self, learned: FrozenTrial, verdict: _Verdict) -> None:
+        """Puts a trial that the sampler has learned from into the study."""
+        trial = learned
+        if verdict.state == TrialState.PRUNED:
+            trial = create_trial(
+                state=verdict.state, params=learned.params, distributions=learned.distributions,
+                user_attrs=verdict.attributes, constraints=verdict.constraints,
+            )  # fmt: skip
         self.study.add_trial(trial)
         self._on_told(trial)
 
-    def _verdict(
-        self, setting: _Setting
-    ) -> tuple[TrialState, list[float] | None, dict[str, Any], dict[str, float]]:
-        """State, values, user attributes and constraints of a setting, from the trials that ran it."""
+    def _verdict(self, setting: _Setting) -> _Verdict:
+        """What the trials that ran a setting make of it."""
         ended = [setting.outcomes[n] for n in sorted(setting.outcomes)]
         attributes: dict[str, Any] = {"trials": sorted(setting.outcomes)}
-        whole = [o.numbers for o in ended if o.numbers is not None and not o.stopped]
-        if whole:
-            found = {name: [numbers[name] for numbers in whole] for name in whole[0]}
-            means = {name: fmean(values) for name, values in found.items()}
-            if len(whole) > 1:
-                attributes["sd"] = {name: stdev(values) for name, values in found.items()}
-            bound = self.config.min_retention
-            constraints = {"min_retention": bound - means["retention"]} if bound else {}
-            return TrialState.COMPLETE, [means[o] for o in self.config.objectives], attributes, constraints
-        stopped = [o.numbers for o in ended if o.numbers is not None]
-        if stopped:
-            return TrialState.PRUNED, None, attributes | {"partial": [dict(n) for n in stopped]}, {}
-        return TrialState.FAIL, None, attributes | {FAILURE: "; ".join({o.reason for o in ended})}, {}
+        reached = [o for o in ended if o.numbers is not None]
+        whole = [o for o in reached if not o.stopped]
+        state = TrialState.COMPLETE if whole else TrialState.PRUNED
+        numbers = [o.numbers for o in whole or reached if o.numbers is not None]
+        if not numbers:
+            attributes[FAILURE] = "; ".join({o.reason for o in ended})
+            return _Verdict(TrialState.FAIL, None, attributes, {})
+        found = {name: [n[name] for n in numbers] for name in numbers[0]}
+        means = {name: fmean(values) for name, values in found.items()}
+        if not whole:
+            attributes["partial"] = [dict(n) for n in numbers]
+        elif len(whole) > 1:
+            attributes["sd"] = {name: stdev(values) for name, values in found.items()}
+        bound = self.config.min_retention
+        constraints = {"min_retention": bound - means["retention"]} if bound else {}
+        return _Verdict(state, [means[o] for o in self.config.objectives], attributes, constraints)
 
 
 def _sampler(search: SearchConfig, next_number: int) -> samplers.BaseSampler:

@@ -14,7 +14,7 @@ from clippo.errors import ConfigError
 from clippo.losses import resolve_loss
 
 LOSSES_WITH_BETA = ("dpo", "ipo", "kto")
-SHARED = ("kl_weight", "learning_rate", "epochs", "orthogonality")
+SHARED = ("kl_weight", "learning_rate", "epochs", "orthogonality", "pairs")
 
 
 def distributions(search: SearchConfig, loss: str, trainable: str) -> dict[str, BaseDistribution]:
@@ -31,6 +31,8 @@ def distributions(search: SearchConfig, loss: str, trainable: str) -> dict[str, 
         space[f"beta_{loss}"] = FloatDistribution(low, high, log=True)
     if trainable == "transform":
         space["orthogonality"] = FloatDistribution(*search.orthogonality, log=True)
+    if search.pairs:
+        space["pairs"] = CategoricalDistribution(search.pairs)
     return space
 
 
@@ -43,12 +45,14 @@ def draw(trial: optuna.Trial, search: SearchConfig, trainable: str) -> dict[str,
             values[name] = trial.suggest_float(name, d.low, d.high, log=d.log)
         elif isinstance(d, IntDistribution):
             values[name] = trial.suggest_int(name, d.low, d.high)
+        elif name == "pairs":
+            values[name] = trial.suggest_categorical(name, search.pairs)
     return settings_of(values)
 
 
 def fits(settings: Mapping[str, Any], search: SearchConfig, trainable: str) -> bool:
     """Whether this search could draw these settings; those of another sweep may lie outside of its ranges."""
-    if settings["loss"] not in search.losses:
+    if settings["loss"] not in search.losses or settings.get("pairs") not in (*search.pairs, None):
         return False
     params, space = params_of(settings), distributions(search, settings["loss"], trainable)
     ranges = {n: d for n, d in space.items() if isinstance(d, (FloatDistribution, IntDistribution))}
@@ -96,4 +100,6 @@ def baseline(name: str, search: SearchConfig, trainable: str) -> dict[str, Any]:
     }
     if trainable == "transform":
         settings["orthogonality"] = math.sqrt(math.prod(search.orthogonality))
+    if search.pairs:
+        settings["pairs"] = search.pairs[0]
     return settings

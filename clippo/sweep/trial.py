@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.tune
-import torch
 
 from clippo.config import SweepConfig
 from clippo.errors import ClippoError, StoreError
@@ -35,8 +34,9 @@ def tune_trial(
         shared=shared,
         settings=TrialSettings(**config["settings"]),
         checkpoints=StoreCheckpoints(store, checkpoint_folder(sweep.name, trial_id)),
-        curve_sets=(*sweep.robustness_sets, *sweep.retention_sets),
+        curve_sets=contenders.objectives.curve_sets,
         reference_counts=contenders.reference,
+        may_stop_after=sweep.search.may_stop_after if trial_id.isdigit() else None,
         worth_testing=replace(contenders, rivals=config.get("rivals")),
     )
     try:
@@ -58,7 +58,9 @@ def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
     """One line that says why a trial failed, with a remedy where there is one."""
     chain = [error, *_causes(error)]
     for cause in chain:
-        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(cause).lower():
+        said = str(cause).lower()
+        # The last is what torch says of the machine's own memory.
+        if isinstance(cause, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
             return (
                 f"out of memory with train.batch_size={sweep.train.batch_size}; "
                 "set train.micro_batch, or use more workers"

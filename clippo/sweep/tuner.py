@@ -20,11 +20,10 @@ from rich.text import Text
 from clippo.config import SweepConfig, absolute, digest
 from clippo.errors import ConfigError, StoreError
 from clippo.evaluate import Counts
-from clippo.evaluate.objectives import is_maximised
+from clippo.evaluate.objectives import Objectives
 from clippo.front.counts import CONFIRM, REFERENCE
 from clippo.front.front import PREFERENCE, Front
 from clippo.front.points import front_of
-from clippo.front.searched import PLAIN
 from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
 from clippo.results import ENDED, INTERRUPTED, RUNNING, ResultStore, SpooledStore
@@ -45,13 +44,13 @@ from clippo.sweep.mirror import Mirror, check_mirror
 from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
-from clippo.sweep.scheduler import Halving, HalvingScheduler
+from clippo.sweep.scheduler import StoppingScheduler, rule_of
 from clippo.sweep.search import Numbers, Outcome, Proposal, Search
 from clippo.sweep.space import baseline
 from clippo.sweep.tracking import Tracking, check_tracking
 from clippo.sweep.trial import tune_trial
 from clippo.sweep.warm_start import known_trials
-from clippo.tasks import task_named
+from clippo.tasks import objectives_of, resolved, task_named
 from clippo.train.batches import check_batches
 from clippo.train.ray_train import measure_reference
 
@@ -87,6 +86,7 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
     """
     config = named(absolute(config))
     check_settings(config)
+    config = resolved(config)
     # What the store does not take while it is away waits on local disk.
     with SpooledStore(config.results, report=partial(_say, console)) as store:
         store.check()
@@ -108,7 +108,10 @@ def check_settings(config: SweepConfig) -> None:
         ConfigError: an unknown task, loss or baseline, a mirror that is none or has a password, or a tracker
             that is not installed.
     """
-    task_named(config.task)
+    kinds = task_named(config.task).pair_kinds
+    for kind in config.search.pairs:
+        if kind not in kinds:
+            raise ConfigError(f"search.pairs has {kind!r}; it must be of: {', '.join(kinds)}")
     for loss in config.search.losses:
         resolve_loss(loss)
     for name in config.search.baselines:
@@ -134,6 +137,7 @@ class _Sweep:
     ) -> None:  # fmt: skip
         self._config, self._store, self._console, self._finished = config, store, console, finished
         self._scorer = Scorer(config)
+        self._objectives = self._scorer.objectives
         self._watchers: list[Tracking | SweepMetrics] = []
         if config.track:
             self._watchers.append(Tracking(config, self._score, self._say))
@@ -145,29 +149,26 @@ class _Sweep:
             )
         self._shared = prepared_for(config, store, console, workers=preparing_workers(config))
         self._prepared = open_prepared(fetch(self._shared.prepared, self._shared.location))
-        pairs = len(self._prepared.pairs().clean)
-        check_batches(pairs, config.train.batch_size, max(1, config.max_workers))
+        for kind in config.search.pairs or ("",):
+            pairs = len(self._prepared.pairs(kind).clean)
+            check_batches(pairs, config.train.batch_size, max(1, config.max_workers))
         self._reference = self._measured_reference(resumed)
         self._numbers = {i: self._scorer.outcome(t, self._reference) for i, t in finished.items()}
         self._contenders = Contenders(
-            reference=tuple(self._reference), robustness_sets=config.robustness_sets,
-            retention_sets=config.retention_sets, rivals=self._rivals(),
-        )  # fmt: skip
+            reference=tuple(self._reference), objectives=self._objectives, rivals=self._rivals()
+        )
 
     def run(self) -> None:
         """Searches, confirms, and keeps pictures for the report."""
         config, store = self._config, self._store
         untouched = self._scorer.numbers(self._reference, self._reference)
         total = config.search.trials + len(config.search.baselines) + config.search.confirm
-        view = ProgressView(self._console, total, (untouched["robustness"], untouched["retention"]))
+        view = ProgressView(self._console, total, self._objectives, untouched)
         ended = [o.numbers for i, o in self._numbers.items() if i != REFERENCE]
-        view.resumed(
-            [(n["robustness"], n["retention"]) for n in ended if n], failed=sum(n is None for n in ended)
-        )
-        points = [untouched, *(n for n in ended if n)]
-        self._watchers.append(
-            SweepMetrics(config.name, self._score, [(n["robustness"], n["retention"]) for n in points])
-        )
+        reached = [n for n in ended if n]
+        view.resumed(reached, failed=len(ended) - len(reached))
+        known = [untouched, *reached]
+        self._watchers.append(SweepMetrics(config.name, self._score, self._objectives, known))
         with self._noted(total):
             if store.examples(config.name).num_rows:  # of an earlier end; it would be out of date
                 store.write_examples(config.name, [])
@@ -210,7 +211,7 @@ class _Sweep:
         self._scorer.numbers(reference, reference)
         # The name is taken when nothing can be wrong with the configuration any more.
         if not resumed:
-            self._store.write_config(config.name, json.loads(json.dumps(dataclasses.asdict(config))))
+            self._store.write_config(config.name, stored(config))
         report = {
             "epoch": 0, "step": 0, "metrics": {}, "busy_s": 0.0, "precision": config.train.precision,
             "evals": [dataclasses.asdict(c) for c in reference],
@@ -226,17 +227,18 @@ class _Sweep:
         their own.
         """
         search = self._config.search
-        if search.halving or search.replicates > 1 or set(search.objectives) != set(PLAIN):
+        if search.replicates > 1 or set(search.objectives) != set(self._objectives.names):
             return None
         if not any(i.isdigit() for i in self._finished):
             return ()
         front = front_of(self._store, self._config.name)
-        return tuple((p.robustness, p.retention) for p in front.points if p.method == PREFERENCE)
+        own = [p for p in front.points if p.method == PREFERENCE]
+        return tuple((self._objectives.goal.gain(p.goal), p.retention) for p in own)
 
     def _search(self, view: ProgressView, untouched: Numbers) -> str | None:
         """Runs the trials of the search and those to compare with; says why it ended before its last one."""
         config, search_config = self._config, self._config.search
-        budget = _budget(config, untouched, self._finished, self._numbers)
+        budget = _budget(config, self._objectives, untouched, self._finished, self._numbers)
         started = {p.trial_id: p for p in _started(self._store, config.name)}
         unfinished = [p for i, p in started.items() if i not in self._finished and _in_search(i)]
         seed = {"seed": search_config.seed}
@@ -247,7 +249,7 @@ class _Sweep:
         ]
         mirror = None
         if search_config.mirror:
-            mirror = Mirror(search_config, config.name, self._store.uri, self._say)
+            mirror = Mirror(search_config, self._objectives, config.name, self._store.uri, self._say)
 
         def ended(trial_id: str, device_s: float, numbers: Numbers | None, counts: list[Counts]) -> None:
             budget.spend(device_s, numbers)
@@ -255,10 +257,11 @@ class _Sweep:
                 self._contenders = self._contenders.after(counts)
 
         callback = SweepCallback(TrialRows(config, self._store, self._prepared), self._score, view, ended)
-        scheduler = self._scheduler(callback) if search_config.halving else None
+        scheduler = self._scheduler(callback)
         search = Search(
             search_config,
             self._score,
+            self._objectives,
             trainable=config.model.trainable,
             finished={
                 int(i): (t.settings, self._numbers[i]) for i, t in self._finished.items() if i.isdigit()
@@ -287,6 +290,7 @@ class _Sweep:
         search = Search(
             dataclasses.replace(config.search, trials=1),
             self._score,
+            self._objectives,
             unfinished=again,
             others=[p for p in missing if p not in again],
             on_start=partial(self._store.write_started, config.name),
@@ -298,17 +302,15 @@ class _Sweep:
     def _score(self, report: Mapping[str, Any]) -> Numbers | None:
         return self._scorer.of_report(report, self._reference)
 
-    def _scheduler(self, callback: SweepCallback) -> HalvingScheduler:
+    def _scheduler(self, callback: SweepCallback) -> StoppingScheduler | None:
         """Early stopping, which knows how trials of earlier runs stood at the rungs."""
         search = self._config.search
-        halving = Halving(
-            min_epochs=search.min_epochs,
-            reduction_factor=search.reduction_factor,
-            max_epochs=search.epochs[1],
-        )
+        if (rule := rule_of(search)) is None:
+            return None
 
         def maximised(numbers: Numbers) -> list[float]:
-            return [numbers[o] if is_maximised(o) else -numbers[o] for o in search.objectives]
+            own = self._objectives
+            return [numbers[o] if own.is_maximised(o) else -numbers[o] for o in search.objectives]
 
         def score(report: Mapping[str, Any]) -> list[float] | None:
             numbers = self._score(report)
@@ -319,8 +321,8 @@ class _Sweep:
                 if epoch == trial.settings["epochs"]:
                     continue  # it had finished, and was compared with nobody
                 numbers = self._scorer.numbers(counts, self._reference, trial.device_s)
-                halving.record(trial_id, epoch, maximised(numbers))
-        return HalvingScheduler(halving, score, on_decision=callback.decided)
+                rule.record(trial_id, epoch, maximised(numbers))
+        return StoppingScheduler(rule, score, on_decision=callback.decided)
 
     def _tune(
         self, config: SweepConfig, search: Search, callback: SweepCallback,
@@ -375,11 +377,11 @@ def _started(store: ResultStore, sweep: str) -> list[Proposal]:
 
 
 def _budget(
-    config: SweepConfig, untouched: Numbers, finished: Mapping[str, FinishedTrial],
+    config: SweepConfig, objectives: Objectives, untouched: Numbers, finished: Mapping[str, FinishedTrial],
     outcomes: Mapping[str, Outcome],
 ) -> Budget:  # fmt: skip
     """The budget after the trials of earlier runs."""
-    budget = Budget(config.search, untouched)
+    budget = Budget(config.search, objectives, untouched)
     for trial_id, trial in sorted(finished.items(), key=lambda item: item[1].finished_at):
         if trial_id != REFERENCE and _in_search(trial_id):
             budget.spend(trial.device_s, outcomes[trial_id].numbers)
@@ -394,7 +396,8 @@ def _is_finished(config: SweepConfig, store: ResultStore, finished: Mapping[str,
         return False
     scorer, reference = Scorer(config), finished[REFERENCE].counts
     outcomes = {i: scorer.outcome(t, reference) for i, t in finished.items()}
-    budget = _budget(config, scorer.numbers(reference, reference), finished, outcomes)
+    untouched = scorer.numbers(reference, reference)
+    budget = _budget(config, scorer.objectives, untouched, finished, outcomes)
     numbered = sum(i.isdigit() for i in finished)
     half_run = numbered % config.search.replicates > 0
     if numbered < config.search.trials and (half_run or not budget.exhausted()):
@@ -413,7 +416,11 @@ def _is_resumed(store: ResultStore, config: SweepConfig) -> bool:
     if kept is None:
         return False
     # A setting that was not there yet had what is its default now.
-    theirs = _flat(json.loads(json.dumps(dataclasses.asdict(SweepConfig())))) | _flat(kept)
+    default = resolved(SweepConfig(task=kept.get("task", config.task)))
+    theirs = _flat(json.loads(json.dumps(dataclasses.asdict(default))))
+    theirs |= _flat(kept)
+    if "robustness_sets" in kept:  # as the first version called them
+        theirs["goal_sets"] = kept["robustness_sets"]
     mine = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
     differ = sorted(k for k, v in mine.items() if k not in FREE_FIELDS and theirs.get(k) != v)
     if differ:
@@ -422,6 +429,13 @@ def _is_resumed(store: ResultStore, config: SweepConfig) -> bool:
             "resume it with its own settings or choose another --name"
         )
     return True
+
+
+def stored(config: SweepConfig) -> dict[str, Any]:
+    """What the store keeps of a configuration, with what readers need who know no tasks."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    words = task_named(config.task).words
+    return plain | {"objectives": objectives_of(config).to_json(), "words": words.to_json()}
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clippo.config import DataConfig
+from clippo.evaluate.objectives import Objectives
+from clippo.evaluate.words import Words
 
 Resize = Callable[[Image.Image], Image.Image]
 """Resizes and crops a picture to what the model takes; whatever a task draws is drawn on the result."""
@@ -42,6 +44,24 @@ class Picture(Protocol):
 
 
 @dataclass(frozen=True)
+class Queries:
+    """What the pictures of a part are ranked for; each picture gives one row of each of its sets.
+
+    Attributes:
+        captions: the classes that are asked for.
+        k: the top of a ranking that is looked at.
+        groups: names of the groups that pictures belong to, `Row.group`.
+        majority: of each caption the group whose share of the top is shown, an index of ``groups``; empty
+            where none is.
+    """
+
+    captions: tuple[int, ...]
+    k: int
+    groups: tuple[str, ...]
+    majority: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Part:
     """Pictures that are prepared together; each gives rows of several sets.
 
@@ -50,6 +70,7 @@ class Part:
         sets: names of the sets: ``train/...``, or ``validation/...`` and ``test/...``.
         pairwise: a picture is judged between its own label and its attack label alone.
         copies: rows that a picture gives of the last set; of the others it gives one.
+        queries: what the rows of its sets are ranked for, besides being told apart.
     """
 
     name: str
@@ -58,6 +79,7 @@ class Part:
     sets: tuple[str, ...]
     pairwise: bool = False
     copies: int = 1
+    queries: Queries | None = None
 
     @property
     def n_rows(self) -> int:
@@ -72,12 +94,15 @@ class Row:
     Attributes:
         attack_label: the class that is written on it, or -1; in a clean pairwise set, the class that it is
             judged against.
+        group: which of a ranked part's groups the picture belongs to, or what else the task's pairs need to
+            know of it; -1: none, and it is not ranked.
     """
 
     set_name: str
     image: Image.Image
     label: int
     attack_label: int = -1
+    group: int = -1
 
 
 @dataclass(frozen=True)
@@ -91,6 +116,7 @@ class TrainRows:
     first: int
     labels_N: Indices
     attack_labels_N: Indices
+    groups_N: Indices
     candidates: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -131,6 +157,13 @@ class Task(Protocol):
     pair_kinds: ClassVar[tuple[str, ...]]
     """Kinds of pairs that a trial may be tuned with; the first unless the search says otherwise."""
 
+    words: ClassVar[Words]
+    """How its numbers are called."""
+
+    gallery: ClassVar[tuple[str, ...]]
+    """The sets whose pictures the report shows with what models say of them, or, where they are ranked, in
+    the order in which models rank them."""
+
     def __init__(self, config: DataConfig) -> None: ...
 
     @property
@@ -169,6 +202,11 @@ class Task(Protocol):
         Raises:
             DataError: the picture cannot be read; then it gives none.
         """
+        ...
+
+    @staticmethod
+    def objectives(config: DataConfig) -> Objectives:
+        """The goal, and the sets whose accuracy is to be kept, unless the sweep names others."""
         ...
 
     @staticmethod

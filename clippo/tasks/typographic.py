@@ -33,6 +33,8 @@ from clippo.data.pairs import PreferencePair, attacked_pairs, other_label, pictu
 from clippo.data.prompts import templates_of
 from clippo.data.typographic_sets import TYPOGRAPHIC_SETS, AttackedImage, TypographicSet, open_typographic_set
 from clippo.errors import ConfigError
+from clippo.evaluate.objectives import Goal, Objectives
+from clippo.evaluate.words import Words
 from clippo.tasks.base import PairTable, Part, Resize, Row, TrainRows
 
 # The nonsense control explains a result and steers nothing, so only the test split has it.
@@ -40,6 +42,34 @@ KINDS = {
     "validation": ("clean", "attacked", "reading"),
     "test": ("clean", "attacked", "reading", "nonsense"),
 }
+
+WORDS = Words(
+    task="robustness to typographic attacks",
+    goal="robustness",
+    axis="robustness: accuracy on attacked pictures",
+    heading="robust-\nness",
+    short="rob.",
+    best="most robust",
+    explained="Robustness is the accuracy on pictures with a misleading word.",
+    unseen="pictures, lettering and drawings",
+    numbers={
+        "attack_success_rate": "attacks that succeed",
+        "clean_accuracy": "clean accuracy",
+        "reading_accuracy": "word reading",
+        "nonsense_accuracy": "with a nonsense word",
+    },
+    tiles=("attack_success_rate", "reading_accuracy"),
+    columns=(
+        ("attack_success_rate", "fool\ned", "read as the written word"),
+        ("reading_accuracy", "read", "accuracy of reading a lone word"),
+    ),
+    gallery=(
+        "Attacked test pictures in the order in which they come, right and wrong alike: the true class, the "
+        "word that is written on it, and each model's answer."
+    ),
+    tuned="tuned against typographic attacks",
+    meaning="share of attacked pictures labelled right",
+)
 
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
@@ -71,6 +101,8 @@ class TypographicTask:
     """
 
     pair_kinds: ClassVar[tuple[str, ...]] = ("attacked",)
+    words: ClassVar[Words] = WORDS
+    gallery: ClassVar[tuple[str, ...]] = ("test/attacked/seen", "test/attacked/held_out")
 
     def __init__(self, config: DataConfig, test_set_names: str = "") -> None:
         self.config = config
@@ -201,6 +233,12 @@ class TypographicTask:
         resized = image.convert("RGB").resize((size[0], size[1]), Image.Resampling.BICUBIC)
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         return resized.crop((left, top, left + side, top + side))
+
+    @staticmethod
+    def objectives(config: DataConfig) -> Objectives:
+        """Robustness, and what the attacks must not cost: seen and held-out classes, and reading."""
+        goal = Goal(name="robustness", measure="right", sets=("attacked/seen", "attacked/held_out"))
+        return Objectives(goal=goal, retention_sets=("clean/seen", "clean/held_out", "reading/held_out"))
 
     @staticmethod
     def pairs(kind: str, train: Mapping[str, TrainRows]) -> PairTable:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, repeat
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from clippo.errors import ConfigError
 from clippo.prepared import PreparedSet, Rows
 from clippo.train.step import Batch, Frozen, Layout, pick
+
+FETCHED = 2**20  # bytes of inputs that are fetched at once, if a batch has fewer
 
 
 @dataclass(frozen=True)
@@ -80,17 +83,27 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.chosen_P)
 
-    def inputs(self, numbers: Tensor) -> Tensor:
-        """What the policy takes, for some train rows; a copy."""
-        starts = [0, *accumulate(len(r) for r in self.rows)]
-        which = np.searchsorted(starts, numbers.numpy(), side="right") - 1
-        first = which[0]
-        if (which == first).all():
-            return self.rows[first].inputs(numbers - starts[first])
+    def inputs(self, block: int, pairs: Tensor) -> Tensor:
+        """What the policy takes, for the pictures of a block and some pairs; a copy."""
+        numbers = self.blocks[block][pairs]
+        if (only := self._only[block]) is not None:
+            return self.rows[only].inputs(numbers - self._starts[only])
         wanted = numbers.numpy()
-        found = [self.rows[s].inputs(wanted[which == s] - starts[s]) for s in np.unique(which)]
+        which = np.searchsorted(self._starts, wanted, side="right") - 1
+        found = [self.rows[s].inputs(wanted[which == s] - self._starts[s]) for s in np.unique(which)]
         back = np.argsort(np.argsort(which, kind="stable"))
         return torch.cat(found)[torch.from_numpy(back)]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first number of each set's rows, and the end."""
+        return [0, *accumulate(len(r) for r in self.rows)]
+
+    @cached_property
+    def _only(self) -> list[int | None]:
+        """The set that has all pictures of a block; None: there are several."""
+        found = [np.unique(np.searchsorted(self._starts, b.numpy(), side="right") - 1) for b in self.blocks]
+        return [int(sets[0]) if len(sets) == 1 else None for sets in found]
 
 
 def check_batches(pairs: int, batch_size: int, workers: int) -> None:
@@ -119,18 +132,35 @@ def epoch_batches(
     """
     n = len(pairs)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-    for whole in order.tensor_split(math.ceil(n / batch_size))[skipped:]:
-        mine = whole.tensor_split(world)[rank]
-        inputs = torch.cat([pairs.inputs(block[mine]) for block in pairs.blocks])
+    wholes = order.tensor_split(math.ceil(n / batch_size))[skipped:]
+    # Small inputs are fetched for several batches at once: the calls take longer than the copies.
+    several = max(1, FETCHED // (batch_size * len(pairs.blocks) * pairs.rows[0].input_bytes))
+    for start in range(0, len(wholes), several):
+        some = [(whole, whole.tensor_split(world)[rank]) for whole in wholes[start : start + several]]
+        sizes, mine = [len(part) for _, part in some], torch.cat([part for _, part in some])
+
+        def split(column: Tensor, sizes: list[int] = sizes) -> tuple[Tensor, ...]:
+            return column.to(device).split(sizes)
+
+        blocks = [split(pairs.inputs(block, mine)) for block in range(len(pairs.blocks))]
+        across = repeat(None) if pairs.across_P is None else split(pairs.across_P[mine])
         clean = pairs.blocks[pairs.layout.clean][mine]
-        yield Batch(
-            inputs=inputs.to(device),
-            layout=pairs.layout,
-            chosen=pairs.chosen_P[mine].to(device),
-            rejected=pairs.rejected_P[mine].to(device),
-            across=None if pairs.across_P is None else pairs.across_P[mine].to(device),
-            reference_clean_logps=pairs.reference_clean_logps_NC[clean].to(device),
-            reference_chosen_logps=pairs.reference_chosen_P[mine].to(device),
-            reference_rejected_logps=pairs.reference_rejected_P[mine].to(device),
-            share=len(mine) / len(whole),
-        )
+        columns = (
+            pairs.chosen_P[mine], pairs.rejected_P[mine], pairs.reference_clean_logps_NC[clean],
+            pairs.reference_chosen_P[mine], pairs.reference_rejected_P[mine],
+        )  # fmt: skip
+        for (whole, part), inputs, across_B, *others in zip(
+            some, zip(*blocks, strict=True), across, *map(split, columns), strict=False
+        ):
+            chosen, rejected, clean_logps, chosen_logps, rejected_logps = others
+            yield Batch(
+                inputs=torch.cat(inputs),
+                layout=pairs.layout,
+                chosen=chosen,
+                rejected=rejected,
+                across=across_B,
+                reference_clean_logps=clean_logps,
+                reference_chosen_logps=chosen_logps,
+                reference_rejected_logps=rejected_logps,
+                share=len(part) / len(whole),
+            )

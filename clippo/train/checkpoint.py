@@ -62,19 +62,29 @@ def load_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
     return state
 
 
-def save_policy(checkpoints: Checkpoints, variants: dict[str, dict[str, Tensor]]) -> None:
+def weights_after(epoch: int) -> str:
+    """Name of the object with the weights of a trial that was stopped after this epoch.
+
+    Each epoch has its own: workers may be ahead of the epoch after which their trial is stopped.
+    """
+    return f"averaged-{epoch:03d}.safetensors"
+
+
+def save_policy(
+    checkpoints: Checkpoints, variants: Mapping[str, Mapping[str, Tensor]], name: str = POLICY
+) -> None:
     """Writes the trained weights of each variant in one safetensors file, named ``<variant>/<parameter>``."""
     flat = {
         f"{v}/{n}": w.detach().cpu().contiguous()
         for v, weights in variants.items()
         for n, w in weights.items()
     }
-    checkpoints.write(POLICY, save(flat))
+    checkpoints.write(name, save(flat))
 
 
-def load_policy(checkpoints: Checkpoints) -> dict[str, dict[str, Tensor]] | None:
+def load_policy(checkpoints: Checkpoints, name: str = POLICY) -> dict[str, dict[str, Tensor]] | None:
     """The variants that ``save_policy`` wrote, or None."""
-    data = checkpoints.read(POLICY)
+    data = checkpoints.read(name)
     if data is None:
         return None
     variants: dict[str, dict[str, Tensor]] = {}

@@ -21,7 +21,7 @@ from clippo.evaluate.counts import rank_and_world
 from clippo.model import BetaAverage, Policy, Weights
 from clippo.prepared import EvalData, PreparedSet
 from clippo.train.batches import Pairs, check_batches, epoch_batches
-from clippo.train.checkpoint import Checkpoints, load_state, save_policy, save_state
+from clippo.train.checkpoint import Checkpoints, load_state, save_policy, save_state, weights_after
 from clippo.train.measure import AVERAGED, LAST, WorthTesting, all_variants, evaluate_policy, evaluate_tuned
 from clippo.train.step import Frozen, Step, TrialSettings
 
@@ -39,7 +39,8 @@ def fit(
     policy: Policy, prepared: PreparedSet, frozen: Frozen, settings: TrialSettings, config: TrainConfig,
     *, report: Report, checkpoints: Checkpoints, curve_sets: Sequence[str] = (),
     reference_counts: Sequence[Counts] = (), worth_testing: WorthTesting = all_variants,
-    device: torch.device | None = None, is_leaving: Callable[[], bool] = lambda: False,
+    may_stop_after: int | None = None, device: torch.device | None = None,
+    is_leaving: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
     """Tunes a policy; resumes from its last checkpoint when there is one, in the middle of an epoch, too.
 
@@ -55,6 +56,8 @@ def fit(
             is measured after the last epoch.
         reference_counts: of the untouched model, where they are known.
         worth_testing: which variants are measured on test pictures.
+        may_stop_after: from this epoch on the trial may be stopped, so its averaged weights are saved, and
+            measured on test pictures where they are worth it; None: it is not stopped.
         is_leaving: asked by rank 0 after every step; a checkpoint is written when it says yes.
 
     Raises:
@@ -67,7 +70,7 @@ def fit(
     reference = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
     pairs = Pairs.of(prepared, frozen, settings.pairs)
     steps_per_epoch = math.ceil(len(pairs) / config.batch_size)
-    total_steps = steps_per_epoch * settings.epochs
+    total_steps, ends_after = steps_per_epoch * settings.epochs, settings.stopped_after or settings.epochs
     check_batches(len(pairs), config.batch_size, world)
     step_of = Step(policy, frozen, settings, config, pairs.captions, device)
     average = BetaAverage(reference, total_steps, config.average_beta)
@@ -82,7 +85,7 @@ def fit(
         busy = part["busy_s"] if part else reports[-1]["busy_s"]
         for earlier in reports:  # whoever listened to them may be gone
             report(earlier | {AGAIN: earlier is not reports[-1]})
-        if len(reports) < settings.epochs:
+        if len(reports) < ends_after:
             policy.load_weights(state["weights"])
             step_of.load_state_dict(state["optimizer"])
             average.load_state_dict(state["average"])
@@ -98,7 +101,7 @@ def fit(
         return is_leaving() or 0 < 60 * minutes <= time.monotonic() - saved
 
     saved = time.monotonic()
-    for epoch in range(len(reports), settings.epochs):
+    for epoch in range(len(reports), ends_after):
         end = (epoch + 1) * steps_per_epoch
         first, sums, before, waited = end - steps_per_epoch, torch.zeros(3), 0.0, 0.0
         if part is not None:
@@ -131,7 +134,8 @@ def fit(
         means = (sums / steps_per_epoch).tolist()
         spent = time.perf_counter() - began
 
-        last = epoch + 1 == settings.epochs
+        last = epoch + 1 == ends_after
+        may_stop = not last and may_stop_after is not None and epoch + 1 >= may_stop_after
         tuned = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
         began = time.perf_counter()
         variants = {AVERAGED: average.weights}
@@ -144,6 +148,8 @@ def fit(
             )  # fmt: skip
         else:
             counts = measure(prepared.evaluation_of("validation"), variants)
+            if may_stop and AVERAGED in worth_testing(counts):
+                counts += measure(prepared.evaluation_of("test"), variants)
         policy.load_weights(tuned)
         metrics = dict(zip(("loss", "preference_loss", "kl"), means, strict=True))
         eval_s = time.perf_counter() - began
@@ -160,6 +166,8 @@ def fit(
             }
         )
         if rank == 0:
+            if may_stop:
+                save_policy(checkpoints, variants, weights_after(epoch + 1))
             if last:  # nothing is left to train, so the state need not hold what training needs
                 save_policy(checkpoints, variants)
                 save_state(checkpoints, {"reports": reports})

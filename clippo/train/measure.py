@@ -1,6 +1,6 @@
-"""Measures a policy on evaluation sets: counts, never shares.
+"""Measures a policy on evaluation sets: counts and rankings, never shares.
 
-B batch, C classes, D embedding
+B batch, C classes, D embedding, N pictures of a set, Q queries
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clippo.config import TrainConfig
 from clippo.evaluate import Counts
 from clippo.evaluate.counts import between, count_predictions, is_attacked, rank_and_world, sum_over_ranks
+from clippo.evaluate.rankings import Ranking, ranked
 from clippo.model import Policy, Weights
-from clippo.prepared import EvalData, PreparedSet
+from clippo.prepared import EvalData, PreparedSet, Queries
 from clippo.train.step import Frozen, autocast, class_logps, resolved_precision
 
 EVAL_BATCH = 128
@@ -26,7 +28,7 @@ Measure = Callable[[Sequence[EvalData], Mapping[str, Weights]], list[Counts]]
 """Counts of some variants of the weights on some sets."""
 
 WorthTesting = Callable[[Sequence[Counts]], Collection[str]]
-"""From the counts on validation pictures, the variants that are to be measured on test pictures too."""
+"""From the counts on validation pictures, the variants that are worth measuring on test pictures too."""
 
 
 def all_variants(counts: Sequence[Counts]) -> set[str]:
@@ -42,8 +44,9 @@ def evaluate_tuned(
     """All that is measured of a trial after its last epoch.
 
     The variants on every set and the points of the curve on the ``curve_sets``: of validation all of them,
-    of test those that are worth it. The ends of the curve are not measured again: it starts at the untouched
-    model, whose counts are ``reference`` (none: it is measured), and ends at the averaged weights.
+    of test the averaged weights, which stand for the trial, and those that are worth it. The ends of the
+    curve are not measured again: it starts at the untouched model, whose counts are ``reference`` (none: it
+    is measured), and ends at the averaged weights.
     """
 
     def of_split(split: str, wanted: Collection[str] | None) -> list[Counts]:
@@ -60,7 +63,7 @@ def evaluate_tuned(
         return counts
 
     counts = of_split("validation", None)
-    return counts + of_split("test", worth_testing(counts))
+    return counts + of_split("test", {AVERAGED, *worth_testing(counts)})
 
 
 @torch.no_grad()
@@ -74,7 +77,8 @@ def evaluate_policy(
     """
     rank, world = rank_and_world()
     totals = torch.zeros(len(sets), len(variants), 3, dtype=torch.int64, device=device)
-    for v, weights in enumerate(variants.values()):
+    rankings: dict[tuple[str, str], tuple[Ranking, ...]] = {}
+    for v, (variant, weights) in enumerate(variants.items()):
         policy.load_weights(weights)
         policy_text_CD = policy.text(frozen.text_CD.to(device))
         for i, data in enumerate(sets):
@@ -82,16 +86,22 @@ def evaluate_policy(
             columns = torch.full((len(frozen.text_CD) + 1,), -2)
             columns[list(data.candidates)] = torch.arange(len(data.candidates))
             mine = range(rank, len(data.rows), world)
+            scores_NQ = scores_of(data, device)
             for start in range(0, len(mine), EVAL_BATCH):
                 chosen = mine[start : start + EVAL_BATCH]
                 with cast():
                     image_BD = policy.embed(data.rows.inputs(chosen).to(device))
                 logps_BC = class_logps(image_BD, text_CD, frozen.logit_scale)
+                if data.queries is not None:
+                    queries_QD = policy_text_CD[list(data.queries.captions)]
+                    scores_NQ[list(chosen)] = image_BD @ queries_QD.T
                 labels = columns[data.rows.labels[list(chosen)]].to(device)
                 attacks = columns[data.rows.attack_labels[list(chosen)]].to(device)
                 if data.pairwise:
                     logps_BC = between(logps_BC, labels, attacks)
                 totals[i, v] += count_predictions(logps_BC, labels, attacks)
+            if data.queries is not None:
+                rankings[variant, data.name] = ranked_by(sum_over_ranks(scores_NQ), data, data.queries)
     sums = sum_over_ranks(totals)
     return [
         # A clean twin may be judged against the word that is on the other; nothing fools there.
@@ -101,10 +111,30 @@ def evaluate_policy(
             n_correct=correct,
             n_total=total,
             n_fooled=fooled if is_attacked(data.name) else 0,
+            rankings=rankings.get((name, data.name), ()),
         )
         for v, name in enumerate(variants)
         for data, (correct, total, fooled) in zip(sets, sums[:, v].tolist(), strict=True)
     ]
+
+
+def scores_of(data: EvalData, device: torch.device) -> Tensor:
+    """Room for the cosines of pictures and queries, float32 (N, Q); 0 where another rank has the picture."""
+    queries = 0 if data.queries is None else len(data.queries.captions)
+    return torch.zeros(len(data.rows), queries, device=device)
+
+
+def ranked_by(scores_NQ: Tensor, data: EvalData, queries: Queries) -> tuple[Ranking, ...]:
+    """The pictures that have a group, in the order of each query's scores."""
+    shown = torch.nonzero(data.rows.groups >= 0)[:, 0]
+    groups, scores = data.rows.groups[shown].numpy(), scores_NQ.cpu()[shown].numpy()
+    majority = queries.majority or (None,) * len(queries.captions)
+    found = [
+        ranked(score, groups, queries.k, query=query, group_names=queries.groups, majority=usual)
+        for score, query, usual in zip(scores.T, data.asked, majority, strict=True)
+    ]
+    # Places are rows of the set, also where some of its pictures have no group.
+    return tuple(replace(r, pictures=tuple(shown[list(r.pictures)].tolist())) for r in found)
 
 
 def evaluate_reference(

@@ -77,6 +77,7 @@ class Job:
         curve_sets: the sets that the trial's curve is measured on.
         reference_counts: of the untouched model, with which the curve starts.
         worth_testing: which variants are measured on test pictures.
+        may_stop_after: from this epoch on the trial may be stopped.
     """
 
     shared: Shared
@@ -85,6 +86,7 @@ class Job:
     curve_sets: tuple[str, ...]
     reference_counts: tuple[Counts, ...] = ()
     worth_testing: WorthTesting = all_variants
+    may_stop_after: int | None = None
 
 
 def run_trial(
@@ -229,8 +231,8 @@ def _train_worker(config: dict[str, Any]) -> None:
         fit(
             policy_of(clip, job.shared.model.trainable), prepared, frozen, job.settings, job.shared.train,
             report=report, checkpoints=_Noted(job.checkpoints), curve_sets=job.curve_sets,
-            reference_counts=job.reference_counts, worth_testing=job.worth_testing, device=device,
-            is_leaving=_Leaving(local=local),
+            reference_counts=job.reference_counts, worth_testing=job.worth_testing,
+            may_stop_after=job.may_stop_after, device=device, is_leaving=_Leaving(local=local),
         )  # fmt: skip
     except TrialError as error:  # would come again on every retry; all ranks are here
         report({FAILURE: str(error)})

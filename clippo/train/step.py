@@ -30,6 +30,8 @@ class TrialSettings:
         beta: preference temperature; None for a loss that has none.
         orthogonality: weight of the penalty on a trained transform; None for a tower.
         pairs: kind of the task's preference pairs; '': its first.
+        stopped_after: the epoch after which training ends; its schedules are those of ``epochs``. None: it
+            goes on to the last one.
     """
 
     loss: str
@@ -40,6 +42,7 @@ class TrialSettings:
     seed: int
     orthogonality: float | None = None
     pairs: str = ""
+    stopped_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ class Step:
         self._optimizer.zero_grad(set_to_none=True)
         parts, chosen = batch.split(self._config.micro_batch), self._settings
         baseline = self._kl_baseline(parts) if self._config.micro_batch else None
-        values = torch.zeros(3, device=self._text_CD.device)
+        values: list[Tensor] = []
         for number, part in enumerate(parts, start=1):
             with self._synchronized(last=number == len(parts)):
                 with self.cast():
@@ -224,13 +227,16 @@ class Step:
                     image_BD, text_CD, part, self._logit_scale, loss=chosen.loss, beta=chosen.beta or 1.0,
                     kl_weight=chosen.kl_weight, kl_baseline=baseline, **self._loss_settings,
                 )  # fmt: skip
-                total = loss.total + (chosen.orthogonality or 0.0) * self._policy.penalty()
+                total = loss.total
+                if chosen.orthogonality:
+                    total = total + chosen.orthogonality * self._policy.penalty()
                 # DDP averages over ranks; the factor makes that the mean over the global batch.
-                self._scaler.scale(total * (part.share * self._world)).backward()
-            values += torch.stack([total.detach(), loss.preference, loss.kl]) * part.share
+                self._scaler.scale(_times(total, part.share * self._world)).backward()
+            values.append(_times(torch.stack([total.detach(), loss.preference, loss.kl]), part.share))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return sum_over_ranks(values)  # so that all ranks stop at the same step
+        # All ranks get the sums, so that they stop at the same step.
+        return sum_over_ranks(values[0] if len(values) == 1 else torch.stack(values).sum(dim=0))
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
@@ -258,6 +264,11 @@ class Step:
             return nullcontext()
         context: AbstractContextManager[Any] = self._synchronizing.no_sync()
         return context
+
+
+def _times(value: Tensor, factor: float) -> Tensor:
+    """The product; one with 1, forward and back, takes 1 % of a step of a trained transform."""
+    return value if factor == 1 else value * factor
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:

@@ -79,15 +79,18 @@ def test_a_sweep_pays_for_every_epoch_and_gives_the_other_seed_the_second_time(t
     assert np.array_equal(sweep.validation[2], curves[seeds[0], -1])  # the third is the first again
 
 
-def test_only_trials_that_were_trained_to_the_end_count(tabular: Tabular) -> None:
+def test_what_a_sweep_has_found(tabular: Tabular) -> None:
     settings = [
         {"loss": "dpo", "beta": 0.1, "kl_weight": k, "learning_rate": r}
         for k in (0.1, 1.0, 10.0)
         for r in (1e-4, 5e-4)
     ]
     stopped = simulate(tabular, Scripted(settings, dict.fromkeys(range(99), 8)), budget=100, seed=0)
-    assert stopped.curve(tabular, 100, split="validation").max() == 0
-    assert stopped.curve(tabular, 100, split="validation", stopped_too=True).max() > 0
+    had = np.array([tabular.validation[tabular.nearest(s)][:, 7] for s in settings]).reshape(-1, 2).tolist()
+    assert all(v.tolist() in had for v in stopped.validation)
+    volume = hypervolume([v.tolist() for v in stopped.validation], tabular.reference_points[0])
+    assert stopped.curve(tabular, 100, split="validation")[-1] == pytest.approx(volume / tabular.best[0])
+    assert stopped.curve(tabular, 100, split="test").max() == 0, "that is not known of early epochs"
     whole = simulate(tabular, Scripted(settings, {}), budget=100, seed=0)
     curve = whole.curve(tabular, 100, split="validation")
     assert (np.diff(curve) >= 0).all()
@@ -126,8 +129,10 @@ def test_the_driver_is_timed_and_stopped(tmp_path: Path) -> None:
     driver.main(smoke=True, results=tmp_path)
     found = json.loads((tmp_path / "search-driver.json").read_text())
     assert all(len(seconds) == 3 for seconds in found["seconds"].values())
-    assert driver.measure("tpe", 10_000, 1, bound=0.01) == []
-    assert driver.lines_of("gp", 5_000, [1.0], bound=60)[0].what == "gp, 5000 finished trials: more than"
+    found, spent = driver.measure("tpe", 10_000, 1, bound=0.01)
+    assert (found, spent > 0) == ([], True)
+    [line] = driver.lines_of("gp", 5_000, [1.0], spent=60)
+    assert (line.what, line.value.median) == ("gp, 5000 finished trials: not one after", 60)
 
 
 def test_the_table_is_made_and_taken_up_again(tmp_path: Path) -> None:

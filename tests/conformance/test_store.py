@@ -25,11 +25,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from clippo.errors import ConfigError, StoreError
-from clippo.results import ENDED, RUNNING, SCHEMA_VERSION, TABLES, ResultStore
+from clippo.results import ENDED, RUNNING, SCHEMA_VERSION, TABLES, ResultStore, View
 from tests.results.sample import (
     EVALS,
     EXAMPLE,
     METRICS,
+    RANKINGS,
     SETTINGS,
     START,
     TRIAL,
@@ -75,6 +76,28 @@ def test_round_trip_of_every_table(store: ResultStore) -> None:
     for name, table in TABLES.items():
         assert getattr(store, name)().schema.equals(table, check_metadata=True)
         assert getattr(store, name)("s1").equals(getattr(store, name)())
+
+
+def test_rankings_are_kept_with_their_trial(store: ResultStore) -> None:
+    write(store, trial_id="t0")
+    before = set(listed(store))
+    write(store, rankings=RANKINGS)
+    write(store, attempt=1, rankings=[RANKINGS[0] | {"pictures": [0, 1, 2, 3], "majority": None}])
+    assert not [key for key in before if key.startswith("rankings/")], "who ranks nothing writes nothing"
+    (row,) = store.rankings("s1").to_pylist()
+    assert (row["trial_id"], row["attempt"], row["pictures"], row["majority"]) == (
+        "t1",
+        1,
+        [0, 1, 2, 3],
+        None,
+    )
+    found = content(store)
+    store.compact("s1")
+    assert content(store) == found
+    assert not [key for key in listed(store) if "/t1-" in key]
+    write(store, trial_id="t2", rankings=RANKINGS)
+    view = View(columns=["trial_id", "groups"], where={"variant": ["averaged"]})
+    assert sorted(r["trial_id"] for r in store.rankings(view=view).to_pylist()) == ["t1", "t2"]
 
 
 def test_empty_store_has_empty_tables(store: ResultStore) -> None:
@@ -145,7 +168,7 @@ def test_trial_without_metrics_and_evals(store: ResultStore) -> None:
 
 def test_sweeps_never_mix(store: ResultStore) -> None:
     for sweep in ("s1", "s1-b", "s1.b", "S2"):
-        write(store, sweep=sweep)
+        write(store, sweep=sweep, rankings=RANKINGS)
         store.write_examples(sweep, [EXAMPLE])
         store.write_started(sweep, "t1", 0, SETTINGS)
     store.write_config("waiting", {})

@@ -13,8 +13,8 @@ from clippo.config import ModelConfig
 from clippo.data.prompts import READY_TEMPLATES, templates_of
 from clippo.errors import ConfigError
 
-# What a class name or a sentence may hold, braces apart.
-WORDS = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=30)
+# What a class name or a line may hold, braces apart.
+WORDS = st.text(st.characters(exclude_characters="{}\n", exclude_categories=["Cs"]), max_size=30)
 
 
 @given(WORDS, WORDS)

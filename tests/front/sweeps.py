@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clippo.config import DataConfig
 from clippo.results import TABLES, ResultStore
+from clippo.tasks import TypographicTask
 
-ROBUSTNESS_SETS = ("attacked/seen", "attacked/held_out")
-RETENTION_SETS = ("clean/seen", "clean/held_out", "reading/held_out")
-NEEDED = (*ROBUSTNESS_SETS, *RETENTION_SETS)
+OBJECTIVES, WORDS = TypographicTask.objectives(DataConfig()), TypographicTask.words
+NEEDED = OBJECTIVES.sets
 BASE = {
     "attacked/seen": 0.42, "attacked/held_out": 0.38, "clean/seen": 0.97, "clean/held_out": 0.96,
     "reading/seen": 0.98, "reading/held_out": 0.97, "nonsense/seen": 0.85, "nonsense/held_out": 0.82,
@@ -41,8 +42,8 @@ BASELINE = {
 CONFIG = {
     "task": "typographic",
     "results": "/somewhere/private",
-    "robustness_sets": list(ROBUSTNESS_SETS),
-    "retention_sets": list(RETENTION_SETS),
+    "objectives": OBJECTIVES.to_json(),
+    "words": WORDS.to_json(),
     "model": {"name": "clippo-demo", "pretrained": None, "trainable": "last:2"},
     "data": {"source": "demo"},
 }

@@ -120,6 +120,13 @@ def test_a_sweep_is_followed_until_it_ends(store_uri: str) -> None:
     assert json.loads(again.stdout) == fronts[-1], "an ended sweep is shown once"
 
 
+def test_what_is_no_sweep_is_not_waited_for(tmp_path: Path) -> None:
+    make_sweep(3).write(ResultStore(tmp_path))
+    done = clippo("front", str(tmp_path), "--sweep", "mada", "--follow")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "has no sweep 'mada'; its sweeps are: made" in done.stderr
+
+
 def test_a_terminal_shows_how_far_the_sweep_is_until_ctrl_c(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     make_sweep(3).write(store)

@@ -9,12 +9,18 @@ import pytest
 from clippo.front import evidence, hypervolume, pareto_mask
 from clippo.front.counts import SplitCounts
 from clippo.front.evidence import HV_REFERENCE_POINT, Evidence, Noise
+from tests.front.sweeps import OBJECTIVES
 
 PICTURES = 384
 
 
 def counts(accuracy_PS: np.ndarray, total: float) -> SplitCounts:
-    return SplitCounts(correct_PS=accuracy_PS * total, total_PS=np.full(accuracy_PS.shape, total), attacked=2)
+    return SplitCounts(
+        correct_PS=accuracy_PS * total,
+        total_PS=np.full(accuracy_PS.shape, total),
+        goal=OBJECTIVES.goal,
+        counted=2,
+    )
 
 
 def noise(points: int, curve_P: np.ndarray | None = None, correlation: float = 0.0) -> Noise:
@@ -50,7 +56,9 @@ def measured(accuracy_PS: np.ndarray, shared: float, rng: np.random.Generator) -
 def test_equal_counts_are_equal_robustness() -> None:
     """Shares of 300 pictures are rounded, so that sums of them would differ where the counts do not."""
     correct_PS = np.array([[200.0, 0.0, 300.0], [194.0, 6.0, 300.0], [181.0, 19.0, 299.0]])
-    made = SplitCounts(correct_PS=correct_PS, total_PS=np.full((3, 3), 300.0), attacked=2)
+    made = SplitCounts(
+        correct_PS=correct_PS, total_PS=np.full((3, 3), 300.0), goal=OBJECTIVES.goal, counted=2
+    )
     assert made.objectives()[:, 0].tolist() == [1 / 3] * 3
 
 

@@ -13,9 +13,7 @@ from clippo.front.points import front_of
 from clippo.front.report import report_of
 from clippo.front.table import print_front
 from clippo.results import ResultStore
-from tests.front.sweeps import RETENTION_SETS, ROBUSTNESS_SETS, Sweep, make_sweep
-
-SETS = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
+from tests.front.sweeps import OBJECTIVES, Sweep, make_sweep
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +49,11 @@ def test_what_is_left_out_changes_nothing_that_is_chosen(store: ResultStore, who
     for name in ("completed", "failed", "stopped", "hypervolume"):
         assert getattr(part, name) == getattr(whole, name), name
     assert part.device_s == pytest.approx(whole.device_s)
-    assert [(p.trial_id, p.variant, p.robustness, p.retention) for p in part.front] == [
-        (p.trial_id, p.variant, p.robustness, p.retention) for p in whole.front
+    assert [(p.trial_id, p.variant, p.goal, p.retention) for p in part.front] == [
+        (p.trial_id, p.variant, p.goal, p.retention) for p in whole.front
     ]
     # Chances are drawn, and other points are among those that are drawn.
-    assert part.recommended.robustness == pytest.approx(whole.recommended.robustness, abs=0.03)
+    assert part.recommended.goal == pytest.approx(whole.recommended.goal, abs=0.03)
     for mine, theirs in zip(part.comparisons, whole.comparisons, strict=True):
         assert mine.hypervolume == theirs.hypervolume
         assert len(mine.front) == len(theirs.front)
@@ -63,11 +61,32 @@ def test_what_is_left_out_changes_nothing_that_is_chosen(store: ResultStore, who
         assert mine.probability == pytest.approx(theirs.probability, abs=0.1)
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_no_point_of_any_front_is_lost(seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # With few pictures many points have all of the retention; some trials were stopped, half are baselines.
+    sweep, store = make_sweep(60, seed=seed, pictures=48), ResultStore(tmp_path)
+    for i, row in enumerate(sweep.trials):
+        if row["trial_id"].isdigit() and row["status"] == "completed":
+            row["status"] = "stopped_early" if i % 5 == 0 else "completed"
+            row["loss"] = "cross_entropy" if i % 2 else row["loss"]
+    sweep.write(store)
+    whole = front_of(store, "made")
+    monkeypatch.setattr(points, "LARGE", 10)
+    monkeypatch.setattr(nearest, "NEAREST", 14)
+    part = front_of(store, "made")
+    assert part.left_out > 0
+    for mine, theirs in zip(part.comparisons, whole.comparisons, strict=True):
+        places = [[(p.trial_id, p.variant) for p in c.front] for c in (mine, theirs)]
+        assert places[0] == places[1], mine.method
+        assert mine.hypervolume == theirs.hypervolume
+    assert part.hypervolume == whole.hypervolume
+
+
 def test_all_seeds_of_a_setting_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nearest, "NEAREST", 3)
     sweep, store = make_sweep(6, seeds=3, seed_sd=0.01), ResultStore(tmp_path)
     sweep.write(store)
-    found = nearest.nearest_trials(store, "made", sweep.trial_table, **SETS)["trial_id"].to_pylist()
+    found = nearest.nearest_trials(store, "made", sweep.trial_table, OBJECTIVES)["trial_id"].to_pylist()
     taken = [sum(s in found for s in (f"{i:05d}", f"{i:05d}-s1", f"{i:05d}-s2")) for i in range(4)]
     assert set(taken) == {0, 3}, taken
     assert len({i[:5] for i in found if i[0].isdigit()}) == 3
@@ -93,4 +112,4 @@ def test_it_is_said(store: ResultStore, tmp_path: Path) -> None:
 def test_a_sweep_that_has_measured_nothing_is_taken_whole(store: ResultStore, sweep: Sweep) -> None:
     trials = sweep.trial_table
     without = trials.filter(pa.compute.not_equal(trials["trial_id"], "reference"))
-    assert nearest.nearest_trials(store, "made", without, **SETS) is without
+    assert nearest.nearest_trials(store, "made", without, OBJECTIVES) is without

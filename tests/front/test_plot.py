@@ -19,11 +19,11 @@ from clippo.front.plot import (
     ON_FRONT,
     WIDTH,
     X_TITLE,
-    Y_TITLE,
     front_chart,
     key_of,
     save_chart,
 )
+from tests.front.sweeps import OBJECTIVES, WORDS
 
 
 def make_point(
@@ -40,8 +40,8 @@ def make_point(
         method=UNTOUCHED if untouched else TUNING if loss == "cross_entropy" else PREFERENCE,
         settings={} if untouched else settings,
         device_s=30.0,
-        robustness=robustness,
-        robustness_interval=(robustness - 0.03, robustness + 0.03),
+        goal=robustness,
+        goal_interval=(robustness - 0.03, robustness + 0.03),
         retention=retention,
         retention_interval=(retention - 0.01, min(retention + 0.01, 1)),
         on_front=on_front,
@@ -66,6 +66,8 @@ def make_front(*more: Point, alone: bool = False) -> Front:
     own = [p for p in points if p.method == TUNING]
     return Front(
         sweep="typo",
+        objectives=OBJECTIVES,
+        words=WORDS,
         points=points,
         hypervolume=0.7042,
         hypervolume_interval=(0.681, 0.733),
@@ -115,7 +117,17 @@ def test_png_is_sharp_at_700_pixels(tmp_path: Path) -> None:
 def test_svg_says_what_is_drawn(tmp_path: Path) -> None:
     save_chart(front_chart(make_front()), tmp_path / "front.SVG")
     svg = (tmp_path / "front.SVG").read_text(encoding="utf-8")
-    words = [X_TITLE, Y_TITLE, UNTOUCHED, "recommended", ON_FRONT, DOMINATED, "dpo", "kto", "cross_entropy"]
+    words = [
+        X_TITLE,
+        WORDS.axis,
+        UNTOUCHED,
+        "recommended",
+        ON_FRONT,
+        DOMINATED,
+        "dpo",
+        "kto",
+        "cross_entropy",
+    ]
     words += ["Sweep typo: 3 trials completed. 3 of 4 points are on the front."]
     words += ["Hypervolume 0.704, 90 % interval 0.681 to 0.733."]
     assert [w for w in words if w not in svg] == []
@@ -125,7 +137,7 @@ def test_svg_says_what_is_drawn(tmp_path: Path) -> None:
 def test_html_needs_no_network(tmp_path: Path) -> None:
     save_chart(front_chart(make_front()), tmp_path / "front.html")
     html = (tmp_path / "front.html").read_text(encoding="utf-8")
-    assert Y_TITLE in html
+    assert WORDS.axis in html
     loaded: list[str] = []
 
     class Tags(HTMLParser):  # a pattern would also find what stands in the scripts
@@ -139,14 +151,12 @@ def test_html_needs_no_network(tmp_path: Path) -> None:
 def test_every_point_is_in_the_data_with_its_tooltip() -> None:
     front = make_front()
     rows = rows_of(front)
-    assert {(r["retention"], r["robustness"]) for r in rows} == {
-        (p.retention, p.robustness) for p in front.points
-    }
+    assert {(r["retention"], r["goal"]) for r in rows} == {(p.retention, p.goal) for p in front.points}
     assert [r["trial"] for r in rows if r["untouched"]] == [UNTOUCHED]
     row = next(r for r in rows if r["trial"] == "00002")
     assert row["setting"] == "kto beta 0.5 x2 kl 1 lr 2e-4"
     assert row["variant"] == "averaged"
-    assert row["robustness_text"] == "0.710 (0.680 to 0.740)"
+    assert row["goal_text"] == "0.710 (0.680 to 0.740)"
     assert row["test_attack_success_rate"] == "0.250"
     assert row["test_reading_accuracy"] == "not measured"
     assert row["export"] == "--trial 00002 --variant averaged"
@@ -176,7 +186,7 @@ def test_the_edge_steps_down_along_the_front() -> None:
     edge = spec["datasets"][spec["layer"][1]["data"]["name"]]
     left, bottom = axis_of(make_front(), "x")[0], axis_of(make_front(), "y")[0]
     corners = [(left, 0.71), (0.93, 0.71), (0.98, 0.55), (1.0, 0.27), (1.0, bottom)]
-    assert [(c["retention"], c["robustness"]) for c in edge] == corners
+    assert [(c["retention"], c["goal"]) for c in edge] == corners
 
 
 def test_a_loss_keeps_its_look_whatever_else_is_drawn() -> None:

@@ -11,19 +11,17 @@ import pyarrow.compute as pc
 import pytest
 
 from clippo.errors import ConfigError, StoreError
-from clippo.evaluate import Counts, objectives
+from clippo.evaluate import Counts
 from clippo.front import pareto_mask
 from clippo.front.counts import read_counts
-from clippo.front.front import PAINT, PREFERENCE, TUNING, UNTOUCHED, Front, Point
+from clippo.front.front import PAINT, PREFERENCE, TUNING, UNTOUCHED, Front, Point, describe
 from clippo.front.points import front_of, read_front
 from clippo.results import ResultStore
-from tests.front.sweeps import NEEDED, RETENTION_SETS, ROBUSTNESS_SETS, Sweep, make_sweep
-
-SETS = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
+from tests.front.sweeps import NEEDED, OBJECTIVES, Sweep, make_sweep
 
 
 def front(sweep: Sweep, **options: Any) -> Front:
-    return read_front("made", sweep.trial_table, sweep.evals, **SETS, **options)
+    return read_front("made", sweep.trial_table, sweep.evals, OBJECTIVES, **options)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +54,10 @@ def test_objectives_are_those_of_the_sweep(
     sweep: Sweep, made: Front, trial_id: str, variant: str, split: str
 ) -> None:
     reference = counts_of(sweep, "reference", "reference")
-    expected = objectives(counts_of(sweep, trial_id, variant), reference, split=split, **SETS)
+    expected = OBJECTIVES.values(counts_of(sweep, trial_id, variant), reference, split=split)
     found = point(made, trial_id, variant)
-    numbers = vars(found) if split == "validation" else found.test
+    here = {"robustness": found.goal, "retention": found.retention}
+    numbers = here if split == "validation" else found.test
     assert {n: numbers[n] for n in expected} == pytest.approx(expected)
 
 
@@ -77,15 +76,14 @@ def test_which_points_there_are(sweep: Sweep, made: Front) -> None:
 
 
 def test_the_front_is_that_of_the_validation_pictures(made: Front) -> None:
-    values = [(p.robustness, p.retention) for p in made.points]
+    values = [(p.goal, p.retention) for p in made.points]
     assert [p.on_front for p in made.points] == pareto_mask(values).tolist()
     assert made.front
     for p in made.points:
-        for name in ("robustness", "retention"):
-            low, high = getattr(p, f"{name}_interval")
-            assert 0 <= low <= getattr(p, name) <= high <= 1
-            low, high = p.test_intervals[name]
-            assert 0 <= low <= p.test[name] <= high <= 1
+        numbers = [(p.goal, p.goal_interval), (p.retention, p.retention_interval)]
+        numbers += [(p.test[name], p.test_intervals[name]) for name in made.objectives.names]
+        for value, (low, high) in numbers:
+            assert 0 <= low <= value <= high <= 1
         assert 0 <= p.probability <= 1
         assert (p.group > 0) == p.on_front
     assert 0 < made.hypervolume_interval[0] < made.hypervolume < made.hypervolume_interval[1] < 1
@@ -101,7 +99,7 @@ def test_test_numbers_of_kinds_and_published_sets(sweep: Sweep, made: Front) -> 
 
     test = point(made, "00002", "averaged").test
     assert test["attacked_accuracy"] == pytest.approx(share("attacked/seen", "attacked/held_out"))
-    assert test["attack_success_rate"] == pytest.approx(share(*ROBUSTNESS_SETS, of="n_fooled"))
+    assert test["attack_success_rate"] == pytest.approx(share(*OBJECTIVES.goal.sets, of="n_fooled"))
     assert test["clean_accuracy"] == pytest.approx(share("clean/seen", "clean/held_out"))
     assert test["nonsense_accuracy"] == pytest.approx(share("nonsense/seen", "nonsense/held_out"))
     assert test["reading_accuracy"] == pytest.approx(share("reading/held_out")), "as on the curve"
@@ -121,7 +119,7 @@ def test_methods_on_the_same_axes(made: Front) -> None:
     assert {p.variant for p in by_method[TUNING].front} <= {"reference", "averaged", "last"}
     assert len(by_method[PAINT].front) > 3
     assert all(p.variant != "last" for p in by_method[PAINT].front)
-    assert by_method[UNTOUCHED].hypervolume == pytest.approx(made.reference.robustness)
+    assert by_method[UNTOUCHED].hypervolume == pytest.approx(made.reference.goal)
     for c in made.comparisons:
         assert c.hypervolume_interval[0] <= c.hypervolume <= c.hypervolume_interval[1]
         assert c.hypervolume <= made.hypervolume + 1e-12
@@ -136,9 +134,9 @@ def test_what_is_recommended_keeps_enough_with_enough_certainty(sweep: Sweep, mi
     chosen = made.recommended
     assert chosen.chance is not None
     assert chosen.chance >= 0.9
-    better = [p for p in made.front if p.robustness > chosen.robustness]
+    better = [p for p in made.front if p.goal > chosen.goal]
     assert all(p.chance is not None and p.chance < 0.9 for p in better), "a more robust one would do"
-    assert all(p is not chosen and abs(p.robustness - chosen.robustness) < 0.1 for p in made.alike)
+    assert all(p is not chosen and abs(p.goal - chosen.goal) < 0.1 for p in made.alike)
     assert made.reference.chance == 1
 
 
@@ -200,10 +198,10 @@ def test_seeds_of_a_setting_are_one_point() -> None:
     assert single.trial_ids == ["00007"]
 
     def width(p: Point) -> float:
-        return p.robustness_interval[1] - p.robustness_interval[0]
+        return p.goal_interval[1] - p.goal_interval[0]
 
     assert width(single) > width(several) > width(point(once, "00001", "averaged"))
-    low, high = repeated.reference.robustness_interval
+    low, high = repeated.reference.goal_interval
     assert (low, high) == pytest.approx((0.37, 0.43), abs=0.03)
     assert high - low < 0.06, "the untouched model was not trained"
 
@@ -212,17 +210,17 @@ def test_the_mean_of_seeds_is_what_counts() -> None:
     sweep = make_sweep(6, seeds=3, seed_sd=0.05)
     reference = counts_of(sweep, "reference", "reference")
     each = [
-        objectives(counts_of(sweep, i, "last"), reference, split="validation", **SETS)
+        OBJECTIVES.values(counts_of(sweep, i, "last"), reference, split="validation")
         for i in ("00002", "00002-s1", "00002-s2")
     ]
     mean = sum(e["robustness"] for e in each) / 3
-    assert point(front(sweep), "00002", "last").robustness == pytest.approx(mean)
+    assert point(front(sweep), "00002", "last").goal == pytest.approx(mean)
 
 
 def test_the_correlation_of_curves_is_found() -> None:
     for correlation in (0.0, 0.9):
         sweep = make_sweep(60, correlation=correlation)
-        counts = read_counts("made", sweep.trial_table, sweep.evals, **SETS)
+        counts = read_counts("made", sweep.trial_table, sweep.evals, OBJECTIVES)
         assert counts.correlation == pytest.approx(correlation, abs=0.15)
 
 
@@ -258,7 +256,7 @@ def test_only_the_untouched_model(sweep: Sweep) -> None:
     made = front(replace(sweep, trials=sweep.trials[:1]))
     assert [p.trial_id for p in made.front] == ["reference"]
     assert made.recommended is made.reference
-    assert made.hypervolume == pytest.approx(made.reference.robustness)
+    assert made.hypervolume == pytest.approx(made.reference.goal)
     assert made.knee is None
     assert made.gain == 0
     assert made.gained_per_device_hour is None
@@ -295,7 +293,7 @@ def test_json_holds_all_of_it(made: Front) -> None:
     assert [c["method"] for c in data["comparisons"]] == [c.method for c in made.comparisons]
     assert all(len(c["front"]) >= 1 and "test_intervals" in c["best"] for c in data["comparisons"])
     assert data["cost"]["device_hours"] == pytest.approx(18 * 36 / 3600)
-    gained = made.hypervolume - made.reference.robustness
+    gained = made.hypervolume - made.reference.goal
     assert data["cost"]["hypervolume_gained_per_device_hour"] == pytest.approx(gained / 0.18)
     assert data["cost"]["device_s"]["00003"] == 36
     assert data["seeds"] == {"repeated_settings": 0, "sd": [0, 0]}
@@ -315,7 +313,7 @@ def test_five_thousand_trials_take_seconds() -> None:
     sweep = make_sweep(5000)
     trials = sweep.trial_table
     started = time.process_time()
-    made = read_front("made", trials, sweep.evals, **SETS)
+    made = read_front("made", trials, sweep.evals, OBJECTIVES)
     assert time.process_time() - started < 15  # some 4 s on an idle machine
     assert len(made.points) > 50_000
     assert made.front
@@ -332,12 +330,12 @@ def test_a_confirmation_stands_beside_the_point_and_changes_nothing_else() -> No
 
     searched = [t for t in repeated.trials if t["trial_id"] not in ids]
     alone = front(Sweep(searched, repeated.evals))
-    confirmed = read_front("made", renamed(repeated.trial_table), renamed(repeated.evals), **SETS)
+    confirmed = read_front("made", renamed(repeated.trial_table), renamed(repeated.evals), OBJECTIVES)
     again = {(p.trial_id, p.variant): p for p in confirmed.points if p.confirmed}
     assert {i for i, _ in again} == {"00000", "00001", "00002", "00003"}
     reference = counts_of(repeated, "reference", "reference")
     for (trial_id, variant), p in again.items():
-        expected = objectives(counts_of(repeated, f"{trial_id}-s1", variant), reference, split="test", **SETS)
+        expected = OBJECTIVES.values(counts_of(repeated, f"{trial_id}-s1", variant), reference, split="test")
         assert {n: p.confirmed[n] for n in expected} == pytest.approx(expected)
         assert all(low <= p.confirmed[n] <= high for n, (low, high) in p.confirmed_intervals.items())
     plain = [replace(p, confirmed={}, confirmed_intervals={}) for p in confirmed.points]
@@ -356,6 +354,28 @@ def test_what_is_feasible_and_what_was_stopped() -> None:
     assert made.stopped == 1
     assert "00001" not in {p.trial_id for p in made.points}
     assert made.to_json()["stopped_early"] == 1
+
+
+def test_a_stopped_trial_offers_what_it_had_reached() -> None:
+    sweep = make_sweep(8)
+    whole = next(p for p in front(sweep).points if p.settings.get("epochs") == 2 and p.trial_id.isdigit())
+    told = {
+        "status": "stopped_early", "checkpoint_uri": "/somewhere/averaged-001.safetensors",
+        "params_json": '{"stopped_after": 1}',
+    }  # fmt: skip
+    trials = [t | (told if t["trial_id"] == whole.trial_id else {}) for t in sweep.trials]
+    others, early = pc.not_equal(sweep.evals["trial_id"], whole.trial_id), pc.equal(sweep.evals["epoch"], 1)
+    evals = sweep.evals.filter(pc.or_(others, early))
+    made = front(Sweep(trials, evals))
+    [early_point] = [p for p in made.points if p.trial_id == whole.trial_id]
+    assert (early_point.variant, early_point.settings) == ("averaged", whole.settings | {"stopped_after": 1})
+    assert " x1/2 kl" in describe(early_point.settings)
+    reference = counts_of(sweep, "reference", "reference")
+    counted = counts_of(Sweep(trials, evals), whole.trial_id, "averaged")
+    expected = OBJECTIVES.values(counted, reference, split="validation")
+    assert (early_point.goal, early_point.retention) == pytest.approx(tuple(expected.values()))
+    assert early_point.test == {}, "it was not worth test pictures"
+    assert (made.stopped, made.completed) == (1, front(sweep).completed - 1)
 
 
 def test_a_search_of_other_objectives_has_a_front_of_its_own(tmp_path: Path) -> None:

@@ -30,15 +30,14 @@ from clippo.front.report import (
     write_report,
 )
 from clippo.results import TABLES, ResultStore
-from tests.front.sweeps import CONFIG, RETENTION_SETS, ROBUSTNESS_SETS, Sweep, make_sweep
+from tests.front.sweeps import CONFIG, OBJECTIVES, WORDS, Sweep, make_sweep
 
-SETS = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 HOSTILE = "</script><img src=x onerror=alert(1)><!--DATA-->"
 
 
 def front_of(sweep: Sweep) -> Front:
-    return read_front("made", sweep.trial_table, sweep.evals, **SETS)
+    return read_front("made", sweep.trial_table, sweep.evals, OBJECTIVES, words=WORDS)
 
 
 def examples() -> list[dict[str, Any]]:
@@ -150,7 +149,7 @@ def test_all_trials_are_in_the_table(page_text: str, sweep: Sweep, made: Front) 
     assert failed["error"].startswith("the loss became NaN")
     [row] = [r for r in rows if r["trial"] == "00004"]
     [p] = [p for p in selected(made) if p.trial_id == "00004"]
-    assert row["robustness"] == pytest.approx(p.robustness, abs=1e-4)
+    assert row["robustness"] == pytest.approx(p.goal, abs=1e-4)
     assert row["test retention"] == pytest.approx(p.test["retention"], abs=1e-4)
     assert sum(r["points on the front"] for r in rows) == len(made.front)
 
@@ -188,7 +187,7 @@ def test_the_hypervolume_grows_to_that_of_the_front(sweep: Sweep, made: Front) -
     steps = hypervolume_over_time(made, sweep.trials)
     volumes = [s["hypervolume"] for s in steps]
     assert volumes == sorted(volumes)
-    assert volumes[0] == pytest.approx(made.reference.robustness)
+    assert volumes[0] == pytest.approx(made.reference.goal)
     assert volumes[-1] == pytest.approx(made.hypervolume)
     assert (steps[-1]["trials"], steps[-1]["hours"]) == (18, pytest.approx(made.device_s / 3600))
     assert [s["hours"] for s in steps] == sorted(s["hours"] for s in steps)
@@ -208,7 +207,7 @@ def test_slices_say_what_their_colours_mean(page_text: str, made: Front) -> None
 
 def test_the_setting_that_decides_is_found() -> None:
     """In the formula of the made sweeps the learning rate moves everything, beta nothing."""
-    found = importances(selected(front_of(make_sweep(200))))
+    found = importances(front_of(make_sweep(200)))
     robustness = {r["setting"]: r for r in found if r["objective"] == "robustness"}
     assert max(robustness, key=lambda s: robustness[s]["importance"]) == "learning rate"
     assert robustness["learning rate"]["low"] > 3 * robustness["beta"]["high"]
@@ -216,6 +215,14 @@ def test_the_setting_that_decides_is_found() -> None:
     for objective in ("robustness", "both: the front"):
         assert sum(r["importance"] for r in found if r["objective"] == objective) == pytest.approx(1)
     assert all(0 <= r["low"] <= r["high"] <= 1 for r in found)
+
+
+def test_a_setting_that_is_the_same_in_all_trials_decides_nothing() -> None:
+    made = front_of(make_sweep(40))
+    same = {"epochs": 3, "learning_rate": 2e-5}
+    points = [dataclasses.replace(p, settings=p.settings | same) for p in made.points]
+    fixed = dataclasses.replace(made, points=points)
+    assert {r["setting"] for r in importances(fixed)} == {"loss", "beta", "kl weight"}
 
 
 @pytest.mark.parametrize("name", ["report", "report.pdf"])
@@ -302,7 +309,7 @@ def test_every_chart_is_drawn(opened: Visit, path: Path) -> None:
 def test_hovering_shows_the_setting_and_the_command(opened: Visit, made: Front) -> None:
     page, chosen = opened.page, made.recommended
     page.locator("[data-chart=front]").scroll_into_view_if_needed()
-    box = page.evaluate(WHERE, [chosen.retention, chosen.robustness])
+    box = page.evaluate(WHERE, [chosen.retention, chosen.goal])
     page.mouse.move(*box)
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
@@ -330,9 +337,9 @@ def test_clicking_a_point_shows_it(opened: Visit, made: Front) -> None:
     page = opened.page
     other = next(p for p in made.front if p is not made.recommended and p is not made.reference)
     page.locator("[data-chart=front]").scroll_into_view_if_needed()
-    page.mouse.click(*page.evaluate(WHERE, [other.retention, other.robustness]))
+    page.mouse.click(*page.evaluate(WHERE, [other.retention, other.goal]))
     assert page.locator("#details h3").inner_text() == f"{other.trial_id}, {other.variant}"
-    assert f"{other.robustness:.3f}" in page.locator("#details table").inner_text()
+    assert f"{other.goal:.3f}" in page.locator("#details table").inner_text()
 
 
 def trials_shown(page: Page) -> list[str]:

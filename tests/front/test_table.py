@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -9,13 +10,12 @@ from rich.console import Console
 from clippo.front.front import Front, well_spread
 from clippo.front.points import read_front
 from clippo.front.table import print_front, recommendation
-from tests.front.sweeps import RETENTION_SETS, ROBUSTNESS_SETS, make_sweep
+from tests.front.sweeps import OBJECTIVES, WORDS, make_sweep
 
 
-def front(trials: int, **options: float) -> Front:
+def front(trials: int, **options: Any) -> Front:
     sweep = make_sweep(trials, seeds=int(options.pop("seeds", 1)))
-    sets = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
-    return read_front("made", sweep.trial_table, sweep.evals, **sets, **options)
+    return read_front("made", sweep.trial_table, sweep.evals, OBJECTIVES, words=WORDS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,7 @@ def test_repeated_seeds_are_said() -> None:
 
 def test_only_the_untouched_model() -> None:
     sweep = make_sweep(0)
-    sets = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
-    lone = read_front("new", sweep.trial_table.slice(0, 1), sweep.evals, **sets)
+    lone = read_front("new", sweep.trial_table.slice(0, 1), sweep.evals, OBJECTIVES, words=WORDS)
     text = printed(lone)
     assert "1 of 1 points are on the front" in text
     assert "untouched" in text

@@ -52,6 +52,21 @@ EVALS = [
     }
     for alpha in (0.5, 1.0)
 ]
+RANKINGS = [
+    {
+        "epoch": 3,
+        "eval_set": "ranked",
+        "variant": "averaged",
+        "seed": 7,
+        "query": "a photo of a doctor",
+        "k": 1,
+        "pictures": [3, 0, 2, 1],
+        "groups": [0, 1, 0, 1],
+        "group_names": ["man", "woman"],
+        "pool": [2, 2],
+        "majority": 0,
+    }
+]
 EXAMPLE = {
     "picture": b"\x89PNG",
     "label": "cat",
@@ -61,9 +76,10 @@ EXAMPLE = {
 
 
 def write(
-    store: ResultStore, sweep: str = "s1", trial_id: str = "t1", attempt: int = 0, **trial: Any
-) -> None:
-    store.write_trial(sweep, trial_id, attempt, {**TRIAL, **trial}, METRICS, EVALS)
+    store: ResultStore, sweep: str = "s1", trial_id: str = "t1", attempt: int = 0,
+    rankings: Iterable[dict[str, Any]] = (), **trial: Any,
+) -> None:  # fmt: skip
+    store.write_trial(sweep, trial_id, attempt, {**TRIAL, **trial}, METRICS, EVALS, rankings)
 
 
 def write_sweep(store: ResultStore, sweep: str, trials: Iterable[int]) -> None:
@@ -80,7 +96,9 @@ def keys(table: pa.Table) -> list[tuple[str, str, int]]:
 
 def content(store: ResultStore, sweep: str | None = None) -> dict[str, Counter[str]]:
     """Every row of every table, without their order."""
-    tables = {name: getattr(store, name)(sweep).to_pylist() for name in ("trials", "metrics", "evals")}
+    tables = {
+        name: getattr(store, name)(sweep).to_pylist() for name in ("trials", "metrics", "evals", "rankings")
+    }
     tables["started"] = [
         row for name in {row["sweep"] for row in tables["trials"]} for row in store.started(name)
     ]

@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 
 from clippo.results import SCHEMA_VERSION, TABLES, ResultStore
-from tests.results.sample import EVALS, EXAMPLE, METRICS, SETTINGS, TRIAL, content, write
+from tests.results.sample import EVALS, EXAMPLE, METRICS, RANKINGS, SETTINGS, TRIAL, content, write
 
 VERSIONS = sorted(path.name for path in Path(__file__).parent.glob("v*"))
-NEW_IN = {2: {"trials": ["orthogonality"]}}
-"""The columns that each version brought; what an older row lacks is null."""
+NEW_IN: dict[int, dict[str, list[str]]] = {2: {"trials": ["orthogonality"]}, 3: {}}
+"""The columns that each version brought; what an older row lacks is null. Version 3 brought a table."""
 
 
 def test_there_are_files_of_every_earlier_version() -> None:
@@ -43,6 +43,7 @@ def test_old_rows(old: tuple[int, ResultStore], sealed: bool) -> None:
         found = getattr(store, table)().to_pylist()
         assert len(found) == 2 * len(rows)
         assert all(any(row == {**row, **sent} for row in found) for sent in rows)
+    assert store.rankings("old").num_rows == 0
     assert store.examples().to_pylist() == [{"sweep": "old", **EXAMPLE}]
     assert store.config("old") == {"trials": 2}
     assert [(s["trial_id"], s["attempt"], s["settings"]) for s in store.started("old")] == [
@@ -54,8 +55,10 @@ def test_old_rows(old: tuple[int, ResultStore], sealed: bool) -> None:
 
 
 def test_old_and_new_rows_in_one_sweep(old: tuple[int, ResultStore]) -> None:
-    _, store = old
-    write(store, sweep="old", trial_id="00003")
+    version, store = old
+    write(store, sweep="old", trial_id="00003", rankings=RANKINGS)
+    known = 0.5 if version >= 2 else None
+    expected = [known, known, None, 0.5]
     query = f"""
         select trial_id, orthogonality
         from read_parquet('{store.uri}/trials/*/*.parquet', hive_partitioning = true, union_by_name = true)
@@ -64,12 +67,14 @@ def test_old_and_new_rows_in_one_sweep(old: tuple[int, ResultStore]) -> None:
     trials = f"{store.uri}/trials/**/*.parquet"
     options = {"hive_partitioning": True, "missing_columns": "insert", "extra_columns": "ignore"}
     for sealed in (False, True):
-        assert store.trials("old")["orthogonality"].to_pylist() == [None, None, None, 0.5]
+        assert store.trials("old")["orthogonality"].to_pylist() == expected
         with duckdb.connect() as connection:
-            assert [row[1] for row in connection.sql(query).fetchall()] == [None, None, None, 0.5]
+            assert [row[1] for row in connection.sql(query).fetchall()] == expected
         frame = pl.scan_parquet(trials, **options).filter(sweep="old").sort("trial_id").collect()
         assert frame["beta"].to_list() == [0.1, 0.1, None, 0.1]
-        assert ("orthogonality" in frame.columns) == sealed  # Polars goes by the columns of the first file
+        # Polars goes by the columns of the first file.
+        assert ("orthogonality" in frame.columns) == (sealed or version >= 2)
+        assert [row["query"] for row in store.rankings("old").to_pylist()] == ["a photo of a doctor"]
         before = content(store)
         store.compact("old")
         assert content(store) == before

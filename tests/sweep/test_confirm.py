@@ -9,14 +9,13 @@ from clippo.front.counts import REFERENCE
 from clippo.front.front import Front
 from clippo.front.points import read_front
 from clippo.sweep.confirm import proposals, to_confirm
-from tests.front.sweeps import RETENTION_SETS, ROBUSTNESS_SETS, make_sweep
+from tests.front.sweeps import OBJECTIVES, make_sweep
 
 
 @pytest.fixture(scope="module")
 def front() -> Front:
     sweep = make_sweep(60)
-    sets = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
-    return read_front("made", sweep.trial_table, sweep.evals, **sets, min_retention=0.97)
+    return read_front("made", sweep.trial_table, sweep.evals, OBJECTIVES, min_retention=0.97)
 
 
 def test_the_recommended_settings_come_first_and_none_comes_twice(front: Front) -> None:
@@ -27,7 +26,7 @@ def test_the_recommended_settings_come_first_and_none_comes_twice(front: Front) 
     assert [[p.trial_id for p in to_confirm(front, n)] for n in range(4)] == [
         everything[:n] for n in range(4)
     ]
-    end = max((p for p in front.front if p.trial_id != everything[0]), key=lambda p: p.robustness)
+    end = max((p for p in front.front if p.trial_id != everything[0]), key=lambda p: p.goal)
     elsewhere = replace(front, knee=end)
     assert [p.trial_id for p in to_confirm(elsewhere, 2)] == [everything[0], end.trial_id]
 

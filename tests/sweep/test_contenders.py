@@ -7,9 +7,7 @@ import pytest
 from clippo.evaluate import Counts
 from clippo.front.points import read_front
 from clippo.sweep.contenders import Contenders
-from tests.front.sweeps import RETENTION_SETS, ROBUSTNESS_SETS, Sweep, make_sweep
-
-SETS = {"robustness_sets": ROBUSTNESS_SETS, "retention_sets": RETENTION_SETS}
+from tests.front.sweeps import OBJECTIVES, Sweep, make_sweep
 
 
 def counts_of(sweep: Sweep) -> dict[str, list[Counts]]:
@@ -28,7 +26,7 @@ def counts_of(sweep: Sweep) -> dict[str, list[Counts]]:
 def test_what_is_reported_was_worth_testing(pictures: int, seed: int) -> None:
     sweep = make_sweep(24, seed=seed, pictures=pictures)
     counts = counts_of(sweep)
-    contenders = Contenders(reference=tuple(counts["reference"]), **SETS, rivals=())
+    contenders = Contenders(reference=tuple(counts["reference"]), objectives=OBJECTIVES, rivals=())
     running: list[tuple[str, Contenders]] = []
     tested: dict[str, set[str]] = {"reference": {"reference"}}
     for trial_id in sorted(i for i in counts if i.isdigit()):
@@ -51,7 +49,9 @@ def test_what_is_reported_was_worth_testing(pictures: int, seed: int) -> None:
             on_test, *(sweep.evals[n].to_pylist() for n in ("trial_id", "variant")), strict=True
         )
     ]
-    whole, partly = (read_front("made", trials, e, **SETS) for e in (sweep.evals, sweep.evals.filter(kept)))
+    whole, partly = (
+        read_front("made", trials, e, OBJECTIVES) for e in (sweep.evals, sweep.evals.filter(kept))
+    )
     reported = [*partly.front, partly.recommended, *(p for c in partly.comparisons for p in c.front)]
     reported += [c.best for c in partly.comparisons]
     assert all({"robustness", "retention"} <= p.test.keys() for p in reported)
@@ -63,5 +63,5 @@ def test_what_is_reported_was_worth_testing(pictures: int, seed: int) -> None:
 def test_without_rivals_everything_is_worth_testing() -> None:
     sweep = make_sweep(1)
     counts = counts_of(sweep)
-    everything = Contenders(reference=tuple(counts["reference"]), **SETS, rivals=None)
+    everything = Contenders(reference=tuple(counts["reference"]), objectives=OBJECTIVES, rivals=None)
     assert everything.after(counts["00000"])(counts["00000"]) == {c.variant for c in counts["00000"]}

@@ -21,15 +21,16 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
-from clippo.config import RETENTION_SETS, ROBUSTNESS_SETS
+from clippo.train.checkpoint import POLICY
 from tests.conftest import ROOT, clippo, processes_of
+from tests.front.sweeps import OBJECTIVES
 
 pytestmark = pytest.mark.timeout(900)
 
 TRIALS = 16
 FLAGS = [
     "--name", "mortal", "--train-pictures", "128", "--eval-pictures", "16", "--epochs", "3", "3",
-    "--trials", str(TRIALS), "--halving", "--min-epochs", "1", "--baselines", "--confirm", "0",
+    "--trials", str(TRIALS), "--stopping", "halving", "--min-epochs", "1", "--baselines", "--confirm", "0",
     "--alphas", "0", "0.5",
 ]  # fmt: skip
 STUDY = """
@@ -45,10 +46,10 @@ file, *sys.argv = sys.argv[1:]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    told = [(t.user_attrs.get("trials"), t.state.name) for study in studies for t in study.trials]
+    told = [[(t.user_attrs.get("trials"), t.state.name) for t in study.trials] for study in studies]
     open(file, "w").write(json.dumps(told))
 """
-"""Runs a program and writes down the study that it kept in memory."""
+"""Runs a program and writes down the studies that it kept in memory: what has ended, what the sampler saw."""
 
 
 @pytest.fixture(scope="module")
@@ -126,20 +127,26 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
         last = max((epoch for i, epoch in rungs if i == t["trial_id"]), default=None)
         was_stopped = last is not None and rungs[t["trial_id"], last] == 1
         assert was_stopped == (t["status"] == "stopped_early"), "the metrics say why"
+        if t["trial_id"] != "reference":
+            weights = Path(t["checkpoint_uri"])
+            assert weights.name == (f"averaged-{last:03d}.safetensors" if was_stopped else POLICY)
+            assert weights.is_file(), "what it offers can be exported"
 
     states = {"completed": TrialState.COMPLETE, "stopped_early": TrialState.PRUNED}
     expected = sorted(
         ([int(t["trial_id"])], states[t["status"]].name) for t in trials if t["trial_id"] != "reference"
     )
-    in_memory = sorted(map(tuple, json.loads(memory.read_text())))
-    assert in_memory == ([] if whole else expected), "none is left RUNNING"
+    kept = [sorted(map(tuple, study)) for study in json.loads(memory.read_text())]
+    in_memory = [study for study in kept if study and study[0][0]]  # the report makes some of its own
+    seen = [(trials, TrialState.COMPLETE.name) for trials, _ in expected]
+    assert in_memory == ([] if whole else [expected, seen]), "none is left RUNNING"
     shown = optuna.load_study(study_name="mortal", storage=mirror).trials
     assert sorted((t.user_attrs["trials"], t.state.name) for t in shown) == expected
 
     front = json.loads(clippo("front", str(tmp_path), "--json").stdout)
     assert front["completed"] + front["stopped_early"] == TRIALS
     points = {(p["trial_id"], p["variant"]): (p["robustness"], p["retention"]) for p in front["points"]}
-    found = front_of_rows(trials, table(tmp_path, "evals"))
+    found = front_of_rows(table(tmp_path, "evals"))
     assert points.keys() == found.keys()
     assert all(points[key] == pytest.approx(found[key]) for key in points)
     deadline = time.monotonic() + 150  # the agents of a raylet that is gone look around once in a while
@@ -167,23 +174,20 @@ def table(results: Path, name: str) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
 
 
-def front_of_rows(
-    trials: list[dict[str, Any]], evals: list[dict[str, Any]]
-) -> dict[tuple[str, str], tuple[float, float]]:
+def front_of_rows(evals: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, float]]:
     """The front by the definitions, without the project's code: every point against every other."""
     last = {e["trial_id"]: max(o["epoch"] for o in evals if o["trial_id"] == e["trial_id"]) for e in evals}
-    completed = {t["trial_id"] for t in trials if t["status"] == "completed"}
     counts: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
     for e in evals:
         split, _, name = e["eval_set"].partition("/")
-        if split == "validation" and e["trial_id"] in completed and e["epoch"] == last[e["trial_id"]]:
+        if split == "validation" and e["epoch"] == last[e["trial_id"]]:
             counts.setdefault((e["trial_id"], e["variant"]), {})[name] = e["n_correct"], e["n_total"]
     accuracy = {key: {name: n / of for name, (n, of) in sets.items()} for key, sets in counts.items()}
     untouched = accuracy["reference", "reference"]
 
     def point(key: tuple[str, str]) -> tuple[float, float]:
-        right, of = zip(*(counts[key][name] for name in ROBUSTNESS_SETS), strict=True)
-        kept = [min(1.0, accuracy[key][name] / untouched[name]) for name in RETENTION_SETS]
+        right, of = zip(*(counts[key][name] for name in OBJECTIVES.goal.sets), strict=True)
+        kept = [min(1.0, accuracy[key][name] / untouched[name]) for name in OBJECTIVES.retention_sets]
         return sum(right) / sum(of), sum(kept) / len(kept)
 
     # alpha=0 are the weights of the untouched model, which is there under its own name

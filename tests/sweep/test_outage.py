@@ -15,7 +15,7 @@ from tests.results.server import OwnS3Server
 
 pytestmark = pytest.mark.timeout(600)
 
-OUTAGE = 30.0  # how long the server does not answer [s]
+OUTAGE = 30.0  # how long the server does not answer, and how long it is gone [s]
 TRIALS = 5
 
 
@@ -58,7 +58,7 @@ def test_a_sweep_outlives_its_store(
             time.sleep(0.1)
         assert driver.poll() is None, "it must still run when the server dies"
         server.kill()
-        time.sleep(3)
+        time.sleep(OUTAGE)
         server.start()
         server.wait()
         out, err = driver.communicate(timeout=200)

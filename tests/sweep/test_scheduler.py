@@ -23,9 +23,10 @@ from ray.tune.experiment import Trial
 from clippo.config import SearchConfig
 from clippo.errors import ConfigError
 from clippo.sweep.metrics import SweepMetrics
-from clippo.sweep.scheduler import Decision, Halving, HalvingScheduler, epsilon_net
+from clippo.sweep.scheduler import Decision, Halving, NoBetter, Rule, StoppingScheduler, epsilon_net, rule_of
 from clippo.sweep.search import Proposal, Search
 from clippo.train.loop import AGAIN
+from tests.front.sweeps import OBJECTIVES
 
 # few values, so that ties, duplicates and constant objectives are the rule; exact in every scale below
 value = st.integers(-4, 4).map(lambda i: i / 4)
@@ -189,7 +190,7 @@ def test_between_rungs_all_finite_trials_go_on() -> None:
     one = halving()
     assert one.decide("a", 2, [0.0, 0.0]) == Decision(stop=False)
     assert one.decide("a", 2, [math.nan, 0.0]) == Decision(stop=True)
-    assert one.counts() == {1: (0, 0), 3: (0, 0), 9: (0, 0)}
+    assert one.counts() == {}
 
 
 def test_a_trial_that_reports_again_gets_the_same_answer_and_counts_once() -> None:
@@ -216,7 +217,7 @@ def test_a_trial_of_an_earlier_run_is_compared_with_and_is_decided_anew() -> Non
         one.record(str(i), 1, [i, i])
         one.record(str(i), 1, [i, i])
         one.record(str(i), 2, [i, i])
-    assert one.counts() == {1: (3, 0), 3: (0, 0), 9: (0, 0)}
+    assert one.counts() == {1: (3, 0)}
     assert one.decide("new", 1, [-1, -1]) == Decision(stop=True, rung=1, rank=3, place=3, of=4)
     assert one.decide("0", 1, [0, 0]) == Decision(stop=True, rung=1, rank=2, place=2, of=4)
 
@@ -239,6 +240,91 @@ def test_restored_it_goes_on_as_if_nothing_had_happened(
     assert [after.decide(str(i), 1, p) for i, p in enumerate(points[:cut])] == decisions
     rest = [after.decide(str(i), 1, p) for i, p in enumerate(points) if i >= cut]
     assert decisions + rest == arrive(points)
+
+
+# --- no better, no further ----------------------------------------------------------------------------------
+
+
+def no_better(min_epochs: int = 2, min_gain: float = 0.25) -> NoBetter:
+    return NoBetter(min_epochs=min_epochs, min_gain=min_gain)
+
+
+def test_who_has_come_no_farther_than_others_is_stopped() -> None:
+    rule = no_better()
+    assert rule.decide("a", 1, [0, 0]) == Decision(stop=False), "every trial gets its first epochs"
+    assert rule.decide("a", 2, [0.5, 0.5]) == Decision(False, 2, 0, 0, 1)
+    assert rule.decide("b", 2, [0.5, 1.0]) == Decision(False, 2, 0, 0, 2), "better in one objective"
+    assert rule.decide("c", 2, [0.75, 0.25]) == Decision(True, 2, 1, 2, 3), "as far are a and b"
+    assert rule.decide("d", 2, [0.25, 0.25]) == Decision(True, 2, 1, 3, 4), "as far are a, b and c"
+    assert rule.decide("e", 2, [1.25, 0.25]) == Decision(False, 2, 0, 0, 5)
+
+
+def test_a_trial_that_stands_still_is_stopped_and_later_epochs_of_others_do_not_count() -> None:
+    rule = no_better()
+    assert not rule.decide("a", 2, [0, 0]).stop
+    assert not rule.decide("a", 3, [0.5, 0]).stop
+    assert rule.decide("a", 4, [0.75, 0]) == Decision(True, 4, 1, 1, 3), "its third epoch was as good"
+    assert rule.decide("b", 2, [0.5, 0]) == Decision(False, 2, 0, 0, 2), "a needed an epoch more for that"
+    assert rule.decide("b", 3, [0.75, 0]) == Decision(True, 3, 1, 2, 4), "a's third and its own second"
+
+
+@given(points=clouds(min_size=1), gain=st.sampled_from([0.0, 0.25, 0.5]), data=st.data())
+@settings(deadline=None, max_examples=200)
+def test_no_better_equals_its_definition(points: list[list[float]], gain: float, data: st.DataObject) -> None:
+    """Trials whose epochs come in any order that Tune may report them in."""
+    rule, before, epochs = no_better(2, gain), [], dict.fromkeys("abcd", 0)
+    for values in points:
+        trial_id = data.draw(st.sampled_from("abcd"))
+        epochs[trial_id] += 1
+        epoch = epochs[trial_id]
+        decision = rule.decide(trial_id, epoch, values)
+        assert rule.decide(trial_id, epoch, [9.0] * len(values)) == decision, "asked again, the same"
+        if epoch < 2:
+            assert decision == Decision(stop=False)
+            continue
+        rivals = [v for e, v in before if e <= epoch]
+        as_far = sum(
+            all(b > a - gain or b == a - gain for a, b in zip(values, v, strict=True)) for v in rivals
+        )
+        assert decision == Decision(as_far > 0, epoch, int(as_far > 0), as_far, len(rivals) + 1)
+        before.append((epoch, values))
+
+
+def test_no_better_knows_earlier_runs_and_forgets_what_is_not_finite() -> None:
+    rule = no_better()
+    rule.record("old", 2, [0.5, 0.5])
+    rule.record("old", 1, [9, 9])
+    bad = rule.decide("bad", 2, [math.nan, 1])
+    assert bad == Decision(True, 2, 1, 1, 2)
+    assert rule.decide("bad", 1, [math.inf, 1]) == Decision(stop=True)
+    assert rule.decide("new", 2, [0.5, 0.5]) == Decision(True, 2, 1, 1, 2)
+    after = no_better()
+    after.restore(json.loads(json.dumps(rule.state())))
+    assert after.state() == rule.state()
+    assert after.decide("bad", 2, [0, 0]) == bad
+    assert after.decide("late", 2, [0.5, 0.5]) == Decision(True, 2, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [((0, 0.1), "min_epochs is 0; it must be at least 1"),
+     ((1, -0.1), "min_gain is -0.1; it must be at least 0")],
+)  # fmt: skip
+def test_numbers_of_no_better_that_are_too_small(numbers: tuple[int, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        no_better(*numbers)
+
+
+def test_a_search_asks_for_a_rule() -> None:
+    assert rule_of(SearchConfig(stopping="none")) is None
+    plain = rule_of(SearchConfig(stopping="no_better", min_epochs=4, min_gain=0.5, epochs=(1, 9)))
+    assert plain is not None
+    assert [plain.is_rung(e) for e in range(1, 8)] == [False] * 3 + [True] * 4
+    assert plain.decide("a", 4, [0, 0]) == Decision(False, 4, 0, 0, 1)
+    assert plain.decide("b", 4, [0.5, 0.5]).stop, "half is too little"
+    halving = rule_of(SearchConfig(stopping="halving", min_epochs=2, reduction_factor=2, epochs=(1, 9)))
+    assert isinstance(halving, Halving)
+    assert halving.rungs == (2, 4, 8)
 
 
 # --- in Ray Tune --------------------------------------------------------------------------------------------
@@ -264,7 +350,7 @@ def report_of(epoch: int, value: float, iteration: int = 1) -> dict[str, Any]:
     return {"epoch": epoch, "robustness": value, "retention": value, "training_iteration": iteration}
 
 
-def with_evidence() -> Halving:
+def with_evidence() -> Rule:
     """Two trials of an earlier run, both mediocre."""
     one = Halving(min_epochs=1, reduction_factor=2, max_epochs=4)
     for rung in one.rungs:
@@ -276,7 +362,7 @@ def with_evidence() -> Halving:
 def test_epochs_are_counted_and_not_reports() -> None:
     """Tune's own count starts anew after a restart, and the trial reports again what it had reported."""
     seen: list[tuple[str, int, Decision]] = []
-    scheduler = HalvingScheduler(with_evidence(), values_of, lambda *decision: seen.append(decision))
+    scheduler = StoppingScheduler(with_evidence(), values_of, lambda *decision: seen.append(decision))
     good = trial_of("r0", "00000")
     for epoch, iteration in [(1, 1), (2, 2), (1, 1), (2, 2), (3, 3), (4, 4)]:
         assert scheduler.on_trial_result(None, good, report_of(epoch, 0.7, iteration)) == "CONTINUE"
@@ -286,7 +372,7 @@ def test_epochs_are_counted_and_not_reports() -> None:
 
 
 def test_a_resumed_trial_is_not_stopped_where_it_had_gone_on() -> None:
-    scheduler = HalvingScheduler(with_evidence(), values_of)
+    scheduler = StoppingScheduler(with_evidence(), values_of)
     weak = trial_of("r0", "00000")
     assert scheduler.on_trial_result(None, weak, report_of(1, 0.1) | {AGAIN: True}) == "CONTINUE"
     assert scheduler.debug_string().startswith("Halving; epoch 1: 3 trials, 0 stopped"), "it is recorded"
@@ -294,7 +380,7 @@ def test_a_resumed_trial_is_not_stopped_where_it_had_gone_on() -> None:
 
 
 def test_who_is_never_stopped() -> None:
-    scheduler = HalvingScheduler(with_evidence(), values_of)
+    scheduler = StoppingScheduler(with_evidence(), values_of)
     for ours in ("cross_entropy", "confirm-00003-0"):
         assert scheduler.on_trial_result(None, trial_of("r0", ours), report_of(1, 0.0)) == "CONTINUE"
     last_epoch = trial_of("r1", "00000", epochs=1)
@@ -307,7 +393,7 @@ def test_who_is_never_stopped() -> None:
 
 
 def test_the_scheduler_is_saved_and_restored(tmp_path: Path) -> None:
-    before, after = HalvingScheduler(with_evidence(), values_of), HalvingScheduler(halving(2), values_of)
+    before, after = StoppingScheduler(with_evidence(), values_of), StoppingScheduler(halving(2), values_of)
     before.on_trial_result(None, trial_of("r0", "00000"), report_of(1, 0.0))
     before.save(str(tmp_path / "state"))
     after.restore(str(tmp_path / "state"))
@@ -316,7 +402,7 @@ def test_the_scheduler_is_saved_and_restored(tmp_path: Path) -> None:
 
 
 def test_it_takes_no_metric() -> None:
-    scheduler = HalvingScheduler(halving(), values_of)
+    scheduler = StoppingScheduler(halving(), values_of)
     assert not scheduler.set_search_properties("robustness", "max")
     assert scheduler.set_search_properties(None, None)
     assert isinstance(scheduler.metric, str)
@@ -375,7 +461,7 @@ class Log(tune.Callback):
 
 class Swept(NamedTuple):
     search: Search
-    scheduler: HalvingScheduler
+    scheduler: StoppingScheduler
     log: Log
     decisions: list[tuple[str, int, bool]]
 
@@ -385,12 +471,15 @@ def sweep_of(
 ) -> Swept:
     """Runs these trials, one at a time."""
     decisions: list[tuple[str, int, bool]] = []
-    scheduler = HalvingScheduler(
+    scheduler = StoppingScheduler(
         with_evidence(), values_of, lambda i, epoch, decision: decisions.append((i, epoch, decision.stop))
     )
     search = Search(
-        SearchConfig(trials=1, epochs=(1, 3), learning_rate=(0.01, 1.0), losses=("dpo",)),
+        SearchConfig(
+            trials=1, epochs=(1, 3), learning_rate=(0.01, 1.0), losses=("dpo",), objectives=OBJECTIVES.names
+        ),
         numbers_of,
+        OBJECTIVES,
         unfinished=[p for p in proposals if p.trial_id.isdigit()],
         others=[p for p in proposals if not p.trial_id.isdigit()],
         was_stopped=scheduler.stopped.__contains__,
@@ -426,7 +515,7 @@ def test_ray_stops_trials_in_their_own_process(own_ray: None, tmp_path: Path) ->
         ],
         workers=0,
         folder=tmp_path,
-        watchers=[SweepMetrics("watched", numbers_of, [(0.0, 1.0)])],
+        watchers=[SweepMetrics("watched", numbers_of, OBJECTIVES, [{"robustness": 0.0, "retention": 1.0}])],
     )
     epochs = {"00000": [1], "00001": [1], "00002": [1, 2, 3], "00003": [1], "cross_entropy": [1, 2, 3]}
     assert swept.log.reports == epochs

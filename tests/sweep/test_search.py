@@ -1,6 +1,7 @@
 """The searcher alone: what it proposes and what Optuna is told."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -9,15 +10,17 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from clippo.config import SearchConfig
+import clippo.config
 from clippo.errors import ConfigError
 from clippo.sweep.budget import Budget
 from clippo.sweep.mirror import Mirror
 from clippo.sweep.search import Outcome, Proposal, Search
 from clippo.sweep.space import fits, params_of, settings_of
 from clippo.train.loop import FAILURE
+from tests.front.sweeps import OBJECTIVES
 
-SAMPLERS = get_args(get_type_hints(SearchConfig)["sampler"])
+SAMPLERS = get_args(get_type_hints(clippo.config.SearchConfig)["sampler"])
+SearchConfig = partial(clippo.config.SearchConfig, objectives=OBJECTIVES.names)
 ONE_AT_A_TIME = SearchConfig(concurrency=1, trials=12, seed=5)
 
 
@@ -49,19 +52,19 @@ def finished_of(proposed: list[dict[str, Any]]) -> dict[int, tuple[dict[str, Any
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_seed_one_sequence(sampler: Any) -> None:
     config = SearchConfig(concurrency=1, trials=10, seed=5, sampler=sampler)
-    first = drive(Search(config, score), 10)
-    assert drive(Search(config, score), 10) == first
+    first = drive(Search(config, score, OBJECTIVES), 10)
+    assert drive(Search(config, score, OBJECTIVES), 10) == first
     other = SearchConfig(concurrency=1, trials=10, seed=6, sampler=sampler)
-    assert drive(Search(other, score), 4) != first[:4]
+    assert drive(Search(other, score, OBJECTIVES), 4) != first[:4]
     assert len({str(p["settings"]) for p in first}) > 8, "it does not stay where it began"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_resumed_sampler_knows_what_was_found_and_draws_something_new(sampler: Any) -> None:
     config = SearchConfig(concurrency=1, trials=12, seed=5, sampler=sampler)
-    whole = Search(config, score)
+    whole = Search(config, score, OBJECTIVES)
     before = drive(whole, 8)
-    search = Search(config, score, finished=finished_of(before))
+    search = Search(config, score, OBJECTIVES, finished=finished_of(before))
     known = [(t.state, t.params, t.values) for t in search.study.trials]
     assert known == [(t.state, t.params, t.values) for t in whole.study.trials]
     after = drive(search, 4)
@@ -74,7 +77,7 @@ def test_each_loss_has_its_own_range_of_beta() -> None:
     config = SearchConfig(
         concurrency=1, trials=60, losses=("dpo", "ipo", "cross_entropy"), beta_ipo=(0.3, 0.4)
     )
-    for proposal in drive(Search(config, score), 60):
+    for proposal in drive(Search(config, score, OBJECTIVES), 60):
         settings = proposal["settings"]
         if settings["loss"] == "cross_entropy":
             assert settings["beta"] is None
@@ -84,7 +87,7 @@ def test_each_loss_has_its_own_range_of_beta() -> None:
 
 
 def test_it_ends_after_its_trials() -> None:
-    search = Search(ONE_AT_A_TIME, score)
+    search = Search(ONE_AT_A_TIME, score, OBJECTIVES)
     drive(search, 12)
     assert search.suggest("one more") == Searcher.FINISHED
 
@@ -94,7 +97,7 @@ def test_it_ends_after_its_trials() -> None:
     [{}, {"robustness": 1.0}, {"robustness": math.nan, "retention": 1.0}, {FAILURE: "the loss became nan"}],
 )
 def test_a_trial_without_finite_objectives_is_told_fail(report: dict[str, Any]) -> None:
-    search = Search(ONE_AT_A_TIME, score)
+    search = Search(ONE_AT_A_TIME, score, OBJECTIVES)
     search.suggest("ray0")
     search.on_trial_complete("ray0", report)
     assert [t.state for t in search.study.trials] == [TrialState.FAIL]
@@ -102,7 +105,7 @@ def test_a_trial_without_finite_objectives_is_told_fail(report: dict[str, Any]) 
 
 
 def test_a_trial_that_was_stopped_is_told_pruned_with_what_it_reached() -> None:
-    search = Search(ONE_AT_A_TIME, score, was_stopped={"ray1"}.__contains__)
+    search = Search(ONE_AT_A_TIME, score, OBJECTIVES, was_stopped={"ray1"}.__contains__)
     drive(search, 2)
     whole, stopped = search.study.trials
     assert (whole.state, stopped.state) == (TrialState.COMPLETE, TrialState.PRUNED)
@@ -111,20 +114,37 @@ def test_a_trial_that_was_stopped_is_told_pruned_with_what_it_reached() -> None:
     assert search.study.best_trials == [whole]
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_a_stopped_trial_had_reached_teaches_the_sampler(sampler: Any) -> None:
+    config = SearchConfig(concurrency=1, trials=12, seed=5, sampler=sampler, min_retention=0.5)
+    stopped = Search(config, score, OBJECTIVES, was_stopped=lambda trial_id: True)
+    whole = Search(config, score, OBJECTIVES)
+    proposed = drive(stopped, 8)
+    assert proposed == drive(whole, 8), "the sampler sees the same values"
+    assert {t.state for t in stopped.study.trials} == {TrialState.PRUNED}
+    again = finished_of(proposed)
+    told = {n: (s, Outcome(o.numbers, stopped=True)) for n, (s, o) in again.items()}
+    resumed = Search(config, score, OBJECTIVES, finished=told)
+    attributes = [(t.state, t.params, t.user_attrs, t.constraints) for t in stopped.study.trials]
+    assert [(t.state, t.params, t.user_attrs, t.constraints) for t in resumed.study.trials] == attributes
+    assert drive(resumed, 4) == drive(Search(config, score, OBJECTIVES, finished=again), 4)
+
+
 def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
-    before = drive(Search(ONE_AT_A_TIME, score), 6)
+    before = drive(Search(ONE_AT_A_TIME, score, OBJECTIVES), 6)
     started: list[tuple[str, int]] = []
     finished = finished_of(before[:4]) | {4: (before[4]["settings"], Outcome(None, reason="diverged"))}
     search = Search(
         ONE_AT_A_TIME,
         score,
+        OBJECTIVES,
         finished=finished,
         unfinished=[Proposal("00005", 0, before[5]["settings"])],
         others=[Proposal("cross_entropy", 0, {"loss": "cross_entropy"})],
         on_start=lambda trial_id, attempt, settings: started.append((trial_id, attempt)),
     )
     states = [t.state for t in search.study.trials]
-    assert states == [TrialState.COMPLETE] * 4 + [TrialState.FAIL, TrialState.RUNNING]
+    assert states == [TrialState.COMPLETE] * 4 + [TrialState.FAIL], "what runs has not ended"
     again = search.suggest("ray0")
     assert again == {"trial_id": "00005", "attempt": 1, "settings": before[5]["settings"]}
     assert search.suggest("ray1") == {
@@ -137,8 +157,8 @@ def test_finished_trials_come_back_and_unfinished_ones_go_first() -> None:
     assert started == [("00005", 1), ("cross_entropy", 0), ("00006", 0)]
     search.on_trial_complete("ray0", reached(before[5]["settings"]))
     search.on_trial_complete("ray1", {})
-    assert search.study.trials[5].params == params_of(before[5]["settings"])
-    assert [t.state for t in search.study.trials[5:]] == [TrialState.COMPLETE, TrialState.RUNNING]
+    [ended] = search.study.trials[5:]
+    assert (ended.params, ended.state) == (params_of(before[5]["settings"]), TrialState.COMPLETE)
 
 
 # ---- replicates
@@ -148,7 +168,7 @@ REPLICATED = SearchConfig(concurrency=1, trials=6, replicates=3, seed=5)
 
 
 def test_replicates_share_their_settings_and_optuna_is_told_their_mean() -> None:
-    search = Search(REPLICATED, score)
+    search = Search(REPLICATED, score, OBJECTIVES)
     proposed = drive(search, 6)
     assert [p["settings"]["seed"] for p in proposed] == [5, 6, 7, 5, 6, 7]
     plain = [{k: v for k, v in p["settings"].items() if k != "seed"} for p in proposed]
@@ -162,25 +182,26 @@ def test_replicates_share_their_settings_and_optuna_is_told_their_mean() -> None
 
 
 def test_a_failed_replicate_does_not_sink_its_settings() -> None:
-    search = Search(REPLICATED, score, was_stopped={"ray1"}.__contains__)
+    search = Search(REPLICATED, score, OBJECTIVES, was_stopped={"ray1"}.__contains__)
     configs = [search.suggest(f"ray{i}") for i in range(3)]
     search.on_trial_complete("ray0", {FAILURE: "out of memory"})
     search.on_trial_complete("ray1", reached(configs[1]["settings"]))  # type: ignore[index]
-    assert search.study.trials[0].state == TrialState.RUNNING
+    assert search.study.trials == [], "it has not ended"
     numbers = reached(configs[2]["settings"])  # type: ignore[index]
     search.on_trial_complete("ray2", numbers)
     assert search.study.trials[0].values == list(numbers.values())
 
 
 def test_a_resume_completes_the_replicates_that_were_begun() -> None:
-    before = drive(Search(REPLICATED, score), 4)
+    before = drive(Search(REPLICATED, score, OBJECTIVES), 4)
     search = Search(
         REPLICATED,
         score,
+        OBJECTIVES,
         finished=finished_of([before[0], before[1]]),
         unfinished=[Proposal("00003", 0, before[3]["settings"])],
     )
-    assert [t.state for t in search.study.trials] == [TrialState.RUNNING] * 2
+    assert search.study.trials == []
     proposed = drive(search, 4)
     assert sorted((p["trial_id"], p["attempt"]) for p in proposed) == [
         ("00002", 0), ("00003", 1), ("00004", 0), ("00005", 0),
@@ -192,10 +213,10 @@ def test_a_resume_completes_the_replicates_that_were_begun() -> None:
 
 
 def test_fewer_trials_than_were_begun_still_end_with_whole_settings() -> None:
-    before = drive(Search(REPLICATED, score), 4)
+    before = drive(Search(REPLICATED, score, OBJECTIVES), 4)
     fewer = SearchConfig(concurrency=1, trials=4, replicates=3, seed=5)
     running = [Proposal(f"0000{n}", 0, before[3]["settings"] | {"seed": 5 + n % 3}) for n in (4, 5)]
-    search = Search(fewer, score, finished=finished_of(before), unfinished=running)
+    search = Search(fewer, score, OBJECTIVES, finished=finished_of(before), unfinished=running)
     drive(search, 2)
     assert search.suggest("one more") == Searcher.FINISHED
     assert [t.state for t in search.study.trials] == [TrialState.COMPLETE] * 2
@@ -203,8 +224,8 @@ def test_fewer_trials_than_were_begun_still_end_with_whole_settings() -> None:
 
 
 def test_replicates_are_not_stopped_one_by_one() -> None:
-    with pytest.raises(ConfigError, match="1 with halving"):
-        SearchConfig(halving=True, replicates=2)
+    with pytest.raises(ConfigError, match="1 with stopping"):
+        SearchConfig(stopping="no_better", replicates=2)
 
 
 # ---- objectives, constraint, budget
@@ -214,7 +235,7 @@ def test_objectives_that_are_minimised_and_three_of_them() -> None:
     config = SearchConfig(
         trials=4, concurrency=1, objectives=("robustness", "attack_success_rate:attacked/seen", "device_s")
     )
-    directions = [d.name for d in Search(config, score).study.directions]
+    directions = [d.name for d in Search(config, score, OBJECTIVES).study.directions]
     assert directions == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
 
 
@@ -230,7 +251,7 @@ def test_the_sampler_knows_the_least_retention(sampler: Any) -> None:
         config = SearchConfig(
             concurrency=1, trials=60, seed=1, sampler=sampler, min_retention=bound, losses=("dpo",)
         )
-        search = Search(config, score)
+        search = Search(config, score, OBJECTIVES)
         proposed = drive(search, 60)
         for trial, proposal in zip(search.study.trials, proposed, strict=True):
             retention = reached(proposal["settings"])["retention"]
@@ -246,8 +267,8 @@ def test_the_sampler_knows_the_least_retention(sampler: Any) -> None:
 
 def test_the_least_retention_holds_for_trials_that_come_back() -> None:
     config = SearchConfig(concurrency=1, trials=4, min_retention=0.9)
-    before = drive(Search(config, score), 3)
-    again = Search(config, score, finished=finished_of(before))
+    before = drive(Search(config, score, OBJECTIVES), 3)
+    again = Search(config, score, OBJECTIVES, finished=finished_of(before))
     assert [t.constraints for t in again.study.trials] == [
         {"min_retention": 0.9 - reached(p["settings"])["retention"]} for p in before
     ]
@@ -257,13 +278,13 @@ UNTOUCHED = {"robustness": 0.2, "retention": 1.0}
 
 
 def test_device_hours_and_patience_run_out() -> None:
-    budget = Budget(SearchConfig(device_hours=1.0), UNTOUCHED)
+    budget = Budget(SearchConfig(device_hours=1.0), OBJECTIVES, UNTOUCHED)
     budget.spend(3000, None)
     assert budget.exhausted() is None
     budget.spend(700, {"robustness": 0.5, "retention": 0.9})
     assert budget.exhausted() == "1.03 of 1 device-hours are spent"
 
-    patient = Budget(SearchConfig(patience=2), UNTOUCHED)
+    patient = Budget(SearchConfig(patience=2), OBJECTIVES, UNTOUCHED)
     for numbers in ({"robustness": 0.5, "retention": 0.9}, {"robustness": 0.4, "retention": 0.9}):
         patient.spend(1, numbers)
     assert patient.exhausted() is None
@@ -271,12 +292,12 @@ def test_device_hours_and_patience_run_out() -> None:
     patient.spend(1, None)
     patient.spend(1, {"robustness": 0.6, "retention": 0.9})
     assert patient.exhausted() == "the hypervolume has not grown for 2 trials"
-    assert Budget(SearchConfig(wall_hours=1e-9), UNTOUCHED).exhausted() == "1e-09 hours are over"
+    assert Budget(SearchConfig(wall_hours=1e-9), OBJECTIVES, UNTOUCHED).exhausted() == "1e-09 hours are over"
 
 
 def test_a_spent_budget_ends_the_search_but_not_in_the_middle_of_replicates() -> None:
     reasons: list[str | None] = [None]
-    search = Search(REPLICATED, score, exhausted=lambda: reasons[-1])
+    search = Search(REPLICATED, score, OBJECTIVES, exhausted=lambda: reasons[-1])
     drive(search, 1)
     reasons.append("enough")
     drive(search, 2)
@@ -290,13 +311,13 @@ def test_a_spent_budget_ends_the_search_but_not_in_the_middle_of_replicates() ->
 
 def test_trials_of_other_sweeps_teach_the_sampler() -> None:
     config = SearchConfig(concurrency=1, trials=12, seed=5)
-    known = list(finished_of(drive(Search(config, score), 12)).values())
-    search = Search(config, score, known=known)
+    known = list(finished_of(drive(Search(config, score, OBJECTIVES), 12)).values())
+    search = Search(config, score, OBJECTIVES, known=known)
     assert len(search.study.trials) == 12
     fresh = search.suggest("ray0")
     assert isinstance(fresh, dict)
     assert fresh["trial_id"] == "00000"
-    assert fresh != Search(config, score).suggest("ray0"), (
+    assert fresh != Search(config, score, OBJECTIVES).suggest("ray0"), (
         "not the first random draw: there is enough to model"
     )
 
@@ -328,16 +349,18 @@ def test_a_mirror_shows_what_the_study_knows(kind: str, tmp_path: Path) -> None:
         assert shown.metric_names == ["robustness", "retention"]
         return [(t.state, t.params, t.values, t.constraints) for t in shown.trials]
 
-    search = Search(config, score, on_told=Mirror(config, "night", "results", said.append).told)
+    search = Search(
+        config, score, OBJECTIVES, on_told=Mirror(config, OBJECTIVES, "night", "results", said.append).told
+    )
     before = drive(search, 3)
     assert mirrored() == [(t.state, t.params, t.values, t.constraints) for t in search.study.trials]
     # A resumed sweep tells all again, and nothing is there twice.
-    again = Mirror(config, "night", "results", said.append)
-    search = Search(config, score, finished=finished_of(before), on_told=again.told)
+    again = Mirror(config, OBJECTIVES, "night", "results", said.append)
+    search = Search(config, score, OBJECTIVES, finished=finished_of(before), on_told=again.told)
     drive(search, 1)
     assert mirrored() == [(t.state, t.params, t.values, t.constraints) for t in search.study.trials]
     with pytest.raises(ConfigError, match="another origin"):
-        Mirror(config, "night", "other results", said.append)
+        Mirror(config, OBJECTIVES, "night", "other results", said.append)
     assert not said
 
 
@@ -352,7 +375,7 @@ def test_a_mirror_shows_what_the_study_knows(kind: str, tmp_path: Path) -> None:
 )
 def test_a_mirror_that_cannot_be_used(url: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint) as caught:
-        Mirror(SearchConfig(mirror=url), "night", "results", print)
+        Mirror(SearchConfig(mirror=url), OBJECTIVES, "night", "results", print)
     assert "\n" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
@@ -360,7 +383,9 @@ def test_a_mirror_that_cannot_be_used(url: str, complaint: str) -> None:
 def test_a_mirror_that_fails_later_ends_nothing(tmp_path: Path) -> None:
     said: list[str] = []
     config = SearchConfig(concurrency=1, trials=4, mirror=f"sqlite:///{tmp_path / 'study.db'}")
-    search = Search(config, score, on_told=Mirror(config, "night", "results", said.append).told)
+    search = Search(
+        config, score, OBJECTIVES, on_told=Mirror(config, OBJECTIVES, "night", "results", said.append).told
+    )
     drive(search, 1)
     optuna.delete_study(study_name="night", storage=config.mirror)
     drive(search, 3)
@@ -375,4 +400,4 @@ def test_settings_and_parameters_are_two_spellings_of_one_thing() -> None:
 
 def test_an_unknown_loss_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="cross_entropy, dpo, ipo, kto"):
-        Search(SearchConfig(losses=("ppo",)), score).suggest("ray0")
+        Search(SearchConfig(losses=("ppo",)), score, OBJECTIVES).suggest("ray0")

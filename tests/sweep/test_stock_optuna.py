@@ -5,6 +5,7 @@ Each test shows the defect on the stock searcher first. Where Ray mends one, its
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from clippo.config import SearchConfig
+import clippo.config
 from clippo.sweep.mirror import Mirror
 from clippo.sweep.search import Outcome, Proposal, Search
 from clippo.train.loop import FAILURE
+from tests.front.sweeps import OBJECTIVES
 
-OBJECTIVES = ["robustness", "retention"]
+NAMES = list(OBJECTIVES.names)
+SearchConfig = partial(clippo.config.SearchConfig, objectives=OBJECTIVES.names)
 CONFIG = SearchConfig(trials=4, concurrency=1, sampler="random")
 LOW, HIGH = {"robustness": 0.4, "retention": 0.8}, {"robustness": 0.6, "retention": 0.9}
 
@@ -30,9 +33,7 @@ LOW, HIGH = {"robustness": 0.4, "retention": 0.8}, {"robustness": 0.6, "retentio
 def stock_search(storage: BaseStorage | None = None, **more: Any) -> OptunaSearch:
     sampler = optuna.samplers.RandomSampler(seed=0)
     space = {"x": FloatDistribution(0, 1)}
-    return OptunaSearch(
-        space, metric=OBJECTIVES, mode=["max", "max"], sampler=sampler, storage=storage, **more
-    )
+    return OptunaSearch(space, metric=NAMES, mode=["max", "max"], sampler=sampler, storage=storage, **more)
 
 
 def stock_study(storage: BaseStorage) -> optuna.Study:
@@ -40,7 +41,7 @@ def stock_study(storage: BaseStorage) -> optuna.Study:
 
 
 def score(report: Any) -> dict[str, float] | None:
-    numbers = {name: report.get(name, math.nan) for name in OBJECTIVES}
+    numbers = {name: report.get(name, math.nan) for name in NAMES}
     return numbers if all(map(math.isfinite, numbers.values())) else None
 
 
@@ -60,7 +61,7 @@ def test_a_trial_without_all_objectives_fails_and_does_not_run_for_ever(
     report: dict[str, Any], reason: str
 ) -> None:
     storage = InMemoryStorage()
-    stock, ours = stock_search(storage), Search(CONFIG, score)
+    stock, ours = stock_search(storage), Search(CONFIG, score, OBJECTIVES)
     for search in (stock, ours):
         search.suggest("ray0")
         search.on_trial_complete("ray0", report)
@@ -72,7 +73,7 @@ def test_a_trial_without_all_objectives_fails_and_does_not_run_for_ever(
 def test_a_trial_that_was_stopped_early_is_no_point_of_the_front() -> None:
     """At its first epoch a trial may look better than others do after their last."""
     storage = InMemoryStorage()
-    stock, ours = stock_search(storage), Search(CONFIG, score, was_stopped={"early"}.__contains__)
+    stock, ours = stock_search(storage), Search(CONFIG, score, OBJECTIVES, was_stopped={"early"}.__contains__)
     for search in (stock, ours):
         for ray_id, values in {"early": HIGH, "whole": LOW}.items():
             search.suggest(ray_id)
@@ -87,8 +88,8 @@ def test_a_trial_that_was_stopped_early_is_no_point_of_the_front() -> None:
 def test_finished_trials_of_earlier_sweeps_can_be_taken_over() -> None:
     with pytest.raises(TypeError, match="real number, not list"):
         stock_search(points_to_evaluate=[{"x": 0.5}], evaluated_rewards=[[0.6, 0.9]])
-    settings = Search(CONFIG, score).suggest("ray0")["settings"]  # type: ignore[index]
-    ours = Search(CONFIG, score, known=[(settings, Outcome(HIGH)), (settings, Outcome(None))])
+    settings = Search(CONFIG, score, OBJECTIVES).suggest("ray0")["settings"]  # type: ignore[index]
+    ours = Search(CONFIG, score, OBJECTIVES, known=[(settings, Outcome(HIGH)), (settings, Outcome(None))])
     assert states(ours.study) == [TrialState.COMPLETE, TrialState.FAIL]
     assert ours.study.trials[0].values == [0.6, 0.9]
     assert ours.study.trials[0].params["learning_rate"] == settings["learning_rate"]
@@ -103,7 +104,7 @@ def test_two_sweeps_in_one_storage_are_two_studies(tmp_path: Path) -> None:
     assert {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(shared)} == {"optuna": 2}
 
     for name in ("first", "second"):
-        ours = Search(CONFIG, score, on_told=mirror(name, tmp_path).told)
+        ours = Search(CONFIG, score, OBJECTIVES, on_told=mirror(name, tmp_path).told)
         ours.suggest("ray0")
         ours.on_trial_complete("ray0", HIGH)
     mirrored = optuna.get_all_study_summaries(journal(tmp_path / "ours.log"))
@@ -125,7 +126,7 @@ def test_after_the_driver_was_killed_no_trial_is_left_behind(
     caplog.clear()
     assert states(stock_study(journal(tmp_path / "stock.log"))) == [TrialState.COMPLETE, TrialState.RUNNING]
 
-    ours = Search(CONFIG, score, on_told=mirror("sweep", tmp_path).told)
+    ours = Search(CONFIG, score, OBJECTIVES, on_told=mirror("sweep", tmp_path).told)
     first, second = (ours.suggest(ray_id) for ray_id in ("ray0", "ray1"))
     assert isinstance(first, dict)
     assert isinstance(second, dict)
@@ -134,6 +135,7 @@ def test_after_the_driver_was_killed_no_trial_is_left_behind(
     resumed = Search(
         CONFIG,
         score,
+        OBJECTIVES,
         finished={0: (first["settings"], Outcome(HIGH))},
         unfinished=[Proposal("00001", 0, second["settings"])],
         on_told=mirror("sweep", tmp_path).told,
@@ -154,11 +156,11 @@ def test_several_objectives_are_not_for_tune_to_know(own_ray: None, tmp_path: Pa
         tune.report(HIGH)
 
     run_config = tune.RunConfig(name="lists", storage_path=str(tmp_path), verbose=0)
-    refused = tune.TuneConfig(metric=OBJECTIVES, mode=["max", "max"], search_alg=stock_search())  # type: ignore[arg-type]
+    refused = tune.TuneConfig(metric=NAMES, mode=["max", "max"], search_alg=stock_search())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`mode` parameter .* must be one of \['min', 'max'\]"):
         tune.Tuner(trial, tune_config=refused, run_config=run_config).fit()
 
-    ours = Search(SearchConfig(trials=1), score)
+    ours = Search(SearchConfig(trials=1), score, OBJECTIVES)
     taken = tune.TuneConfig(search_alg=ours, num_samples=-1, max_concurrent_trials=1)
     tune.Tuner(trial, tune_config=taken, run_config=run_config).fit()
     assert [t.values for t in ours.study.trials] == [[0.6, 0.9]]
@@ -171,4 +173,4 @@ def journal(file: Path) -> JournalStorage:
 def mirror(name: str, folder: Path) -> Mirror:
     """Our study of this name, copied to a storage that is shared."""
     config = SearchConfig(mirror=f"journal:{folder / 'ours.log'}")
-    return Mirror(config, name, results=f"results of {name}", report=pytest.fail)
+    return Mirror(config, OBJECTIVES, name, results=f"results of {name}", report=pytest.fail)

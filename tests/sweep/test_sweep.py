@@ -23,6 +23,7 @@ from PIL import Image
 from clippo.results import ENDED, INTERRUPTED, ResultStore
 from clippo.train.checkpoint import POLICY, STATE
 from tests.conftest import S3Server, clippo, processes_of, running_sweep, sweep
+from tests.test_export import counts_of_file
 
 pytestmark = pytest.mark.timeout(900)  # each test starts Ray once or twice
 
@@ -55,6 +56,8 @@ def test_every_trial_has_its_rows(finished: tuple[Path, str]) -> None:
     assert [confirming[n] for n in same] == [confirmed[n] for n in same]
     assert (confirming["seed"], confirming["workers"]) == (1, 2 if (os.cpu_count() or 1) > 1 else 0)
     tuned = [t for t in trials if t["trial_id"] in numbered]
+    beside = [sum(a["started_at"] <= b["started_at"] < a["finished_at"] for a in tuned) for b in tuned]
+    assert max(beside) <= 2, "no more at once than search.concurrency"
     assert {t["status"] for t in trials} == {"completed"}
     for t in tuned:
         assert t["loss"] in ("dpo", "ipo", "kto")
@@ -180,27 +183,33 @@ def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
     assert "Traceback" not in out + err
 
 
-def test_seeds_of_a_setting_three_objectives_and_a_budget_that_is_spent(tmp_path: Path) -> None:
+def test_seeds_of_a_setting_of_which_one_fails_three_objectives_and_a_budget_that_is_spent(
+    tmp_path: Path,
+) -> None:
+    unreadable = tmp_path / "checkpoints" / "sweep=seeds" / "00001" / STATE
+    unreadable.parent.mkdir(parents=True)
+    unreadable.write_bytes(b"a disk has lost what was here")
     mirror = f"sqlite:///{tmp_path / 'study.db'}"
     objectives = ["robustness", "attack_success_rate:attacked/seen", "device_s"]
     flags = [
-        "--results", str(tmp_path), "--name", "seeds", "--baselines", "--replicates", "2", "--trials", "6",
+        "--results", str(tmp_path), "--name", "seeds", "--baselines", "--replicates", "3", "--trials", "9",
         "--device-hours", "1e-6", "--objectives", *objectives, "--min-retention", "0.5", "--mirror", mirror,
     ]  # fmt: skip
     done = sweep(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "of 1e-06 device-hours are spent" in done.stdout
-    first, second, _ = ResultStore(str(tmp_path)).trials("seeds").to_pylist()
-    assert (first["trial_id"], second["trial_id"]) == ("00000", "00001"), (
-        "a setting is run with all its seeds"
-    )
-    assert (first["seed"], second["seed"]) == (0, 1)
-    assert [first[n] for n in ("loss", "beta", "kl_weight")] == [
-        second[n] for n in ("loss", "beta", "kl_weight")
-    ]
+    first, failed, second, _ = ResultStore(str(tmp_path)).trials("seeds").to_pylist()
+    seeds = [(t["trial_id"], t["seed"], t["status"]) for t in (first, failed, second)]
+    assert seeds == [
+        ("00000", 0, "completed"), ("00001", 1, "failed"), ("00002", 2, "completed")
+    ], "a setting is run with all its seeds"  # fmt: skip
+    assert (bool(failed["error"]), failed["checkpoint_uri"]) == (True, None)
+    for name in ("loss", "beta", "kl_weight"):
+        assert first[name] == failed[name] == second[name]
     [told] = optuna.load_study(study_name="seeds", storage=mirror).trials
     assert told.state == TrialState.COMPLETE
     assert told.values[2] == pytest.approx((first["device_s"] + second["device_s"]) / 2)
+    assert told.user_attrs["trials"] == [0, 1, 2]
     assert set(told.user_attrs["sd"]) >= set(objectives)
     front = json.loads(clippo("front", str(tmp_path), "--json").stdout)
     assert front["seeds"]["repeated_settings"] == 1
@@ -208,7 +217,21 @@ def test_seeds_of_a_setting_three_objectives_and_a_budget_that_is_spent(tmp_path
     assert searched["00000"] == pytest.approx(told.values), "Optuna and the front's reader agree"
     again = sweep(*flags)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(ResultStore(str(tmp_path)).trials("seeds")) == 3, "what was spent is remembered"
+    assert len(ResultStore(str(tmp_path)).trials("seeds")) == 4, "what was spent is remembered"
+
+
+def test_it_ends_when_its_hours_are_over_and_when_nothing_gets_better(tmp_path: Path) -> None:
+    flags = ["--results", str(tmp_path), "--name", "patient", "--trials", "8"]
+    flags += ["--learning-rate", "1e-9", "1e-9", "--baselines"]  # so that nothing moves
+    over = sweep(*flags, "--wall-hours", "1e-9")
+    assert over.returncode == 1, over.stdout + over.stderr
+    assert "no more trials: 1e-09 hours are over" in over.stdout
+    assert ResultStore(str(tmp_path)).finished("patient").keys() == {"reference"}
+    done = sweep(*flags, "--patience", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [why] = re.findall(r"no more trials: the hypervolume has not grown for (\d+) trials", done.stdout)
+    # Two run at once, so one more may have begun before the second ended.
+    assert 2 <= int(why) < len(ResultStore(str(tmp_path)).finished("patient")) <= 5
 
 
 def test_a_diverging_trial_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
@@ -247,10 +270,14 @@ def test_a_folder_named_from_here(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_on_s3_with_two_workers(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_s3_with_two_workers_and_a_trial_that_is_stopped(
+    s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No gain is enough, so the trial is stopped when its second epoch is compared with its first."""
     monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path))
     uri = f"s3://{s3_env.bucket}/two"
     common = ["--search.concurrency", "1", "--search.trials", "1", "--train.precision", "fp32", "--verbose"]
+    common += ["--epochs", "3", "3", "--stopping", "no_better", "--min-epochs", "1", "--min-gain", "1"]
     done = sweep(*common, "--results", uri, "--name", "two", "--workers", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     one = sweep(*common, "--results", str(tmp_path / "one"), "--name", "one")
@@ -261,12 +288,13 @@ def test_on_s3_with_two_workers(s3_env: S3Server, tmp_path: Path, monkeypatch: p
 
     def last(store: ResultStore, name: str) -> dict[str, Any]:
         row = next(t for t in store.trials(name).to_pylist() if t["trial_id"] == "00000")
-        evals = store.evals(name).to_pylist()
+        last = {("00000", "averaged", 2), ("cross_entropy", "last", 3)}
         counts = {
-            e["eval_set"]: e["n_correct"]
-            for e in evals
-            if e["trial_id"] == "00000" and e["variant"] == "last"
+            (e["trial_id"], e["eval_set"]): e["n_correct"]
+            for e in store.evals(name).to_pylist()
+            if (e["trial_id"], e["variant"], e["epoch"]) in last
         }
+        assert {i for i, _ in counts} == {"00000", "cross_entropy"}
         return row | {"counts": counts}
 
     two_workers, in_process = last(ResultStore(uri), "two"), last(ResultStore(str(tmp_path / "one")), "one")
@@ -275,10 +303,30 @@ def test_on_s3_with_two_workers(s3_env: S3Server, tmp_path: Path, monkeypatch: p
     assert (two_workers["workers"], in_process["workers"]) == (2, 0)
     # The same weights but for the order of sums, so at most a picture on the edge is read otherwise.
     assert all(abs(two_workers["counts"][s] - n) <= 1 for s, n in in_process["counts"].items())
+    for row, store, name in ((two_workers, uri, "two"), (in_process, str(tmp_path / "one"), "one")):
+        assert (row["status"], row["params_json"]) == ("stopped_early", '{"stopped_after": 2}')
+        assert row["checkpoint_uri"].endswith("/00000/averaged-002.safetensors")
+        metrics = ResultStore(store).metrics(name).to_pylist()
+        why = {
+            (m["epoch"], m["name"]): m["value"]
+            for m in metrics
+            if m["trial_id"] == "00000" and m["name"].startswith("rung_")
+        }
+        numbers = ("rung_stop", "rung_rank", "rung_place", "rung_trials")
+        assert [[why[epoch, n] for n in numbers] for epoch in (1, 2)] == [[0, 0, 0, 1], [1, 1, 1, 2]]
+        # Two workers may be in the third epoch by then; what is handed out is still of the second.
+        out = tmp_path / f"{name}.safetensors"
+        done = clippo("export", store, "--trial", "00000", "--out", str(out))
+        assert done.returncode == 0, done.stderr
+        stored = {s: n for (i, s), n in row["counts"].items() if i == "00000"}
+        found = counts_of_file(out)
+        assert all(abs(found[s][0] - stored[s]) <= 1 for s in found.keys() & stored.keys())
+        assert "- stopped after: 2" in out.with_suffix(".md").read_text()
     secrets = (s3_env.key, s3_env.secret)
     assert not any(s in done.stdout + done.stderr for s in secrets)
     shown = clippo("front", uri)
     assert "Pareto front of two" in shown.stdout, shown.stderr
+    assert "1 trials completed, 1 stopped early, 0 failed" in " ".join(shown.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,21 @@
 """What a sampler is told of earlier sweeps, read from stores."""
 
+import dataclasses
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clippo.config import SearchConfig, SweepConfig
 from clippo.errors import ConfigError
+from clippo.evaluate import Objectives
 from clippo.front.points import front_of
 from clippo.results import ResultStore
+from clippo.sweep.tuner import _is_resumed
 from clippo.sweep.warm_start import known_trials
+from clippo.tasks import objectives_of, resolved
 from tests.front.sweeps import CONFIG, make_sweep
 
 WIDE = SearchConfig(
@@ -46,7 +52,7 @@ def test_a_sweep_is_known_by_what_its_trials_reached(store: ResultStore) -> None
         assert {k: settings[k] for k in point.settings} == point.settings
         assert outcome.numbers is not None
         found = (outcome.numbers["robustness"], outcome.numbers["retention"])
-        assert found == pytest.approx((point.robustness, point.retention))
+        assert found == pytest.approx((point.goal, point.retention))
 
 
 def test_a_whole_store_but_never_the_own_sweep(store: ResultStore) -> None:
@@ -69,3 +75,22 @@ def test_what_cannot_teach_anything_is_refused(store: ResultStore, tmp_path: Pat
     other.write_config("other", {**CONFIG, "task": "gender"})
     with pytest.raises(ConfigError, match="sweep 'other', whose task is 'gender'; it must be 'typographic'"):
         known_trials(config(f"{tmp_path}/other"))
+
+
+def first_version(config: SweepConfig) -> dict[str, Any]:
+    """A configuration as the first version kept it, when there was one task."""
+    kept = json.loads(json.dumps(dataclasses.asdict(resolved(config))))
+    del kept["search"]["pairs"]
+    return kept | {"robustness_sets": kept.pop("goal_sets")}
+
+
+def test_a_sweep_of_the_first_version_is_the_same_sweep(tmp_path: Path) -> None:
+    store, config = ResultStore(tmp_path), resolved(SweepConfig(name="old"))
+    assert not _is_resumed(store, config)
+    store.write_config("old", first_version(config))
+    assert _is_resumed(store, config)
+    other = dataclasses.replace(config, goal_sets=("attacked/seen",))
+    with pytest.raises(ConfigError, match="with another goal_sets"):
+        _is_resumed(store, other)
+    own = Objectives.of(store.config("old") or {})
+    assert own == objectives_of(config)

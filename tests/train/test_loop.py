@@ -16,12 +16,12 @@ import torch.multiprocessing
 
 from clippo.config import TrainConfig
 from clippo.errors import DivergedError
-from clippo.evaluate import Counts, objectives
+from clippo.evaluate import Counts, Goal, Objectives
 from clippo.model import ClipModel, Policy, policy_of
 from clippo.prepared import PreparedSet, open_prepared
 from clippo.train import FileCheckpoints, TrialSettings, evaluate_reference, fit
 from clippo.train.batches import Pairs, epoch_batches
-from clippo.train.checkpoint import POLICY, STATE, load_policy, load_state, weights_of
+from clippo.train.checkpoint import POLICY, STATE, load_policy, load_state, weights_after, weights_of
 from clippo.train.loop import AGAIN
 from clippo.train.step import Batch, Frozen, Step
 
@@ -95,10 +95,9 @@ def test_tuning_makes_robust(
 
     def robustness(counts: list[Counts]) -> float:
         sets = ("attacked/seen", "attacked/held_out")
-        found = objectives(
-            counts, reference, split="test", robustness_sets=sets, retention_sets=("clean/seen",)
-        )
-        return found["robustness"]
+        goal = Goal(name="robustness", measure="right", sets=sets)
+        own = Objectives(goal=goal, retention_sets=("clean/seen",))
+        return own.values(counts, reference, split="test")["robustness"]
 
     tuned = [Counts(**e) for e in reports[-1]["evals"] if e["variant"] == "last"]
     assert robustness(tuned) > robustness(reference) + 0.15
@@ -172,9 +171,39 @@ def test_what_is_known_or_not_reported_is_not_measured(
         for split in ("validation", "test")
     }
     assert measured["validation"] == ["averaged", "last", "alpha=0", "alpha=0.5", "alpha=0.9", "alpha=1"]
-    assert measured["test"] == ["last", "alpha=0", "alpha=0.5"]
+    assert measured["test"] == ["averaged", "last", "alpha=0", "alpha=0.5", "alpha=1"]
     assert {c.n_total for c in counts_of(reports, "alpha=0").values()} == {2}, "they are those handed in"
     assert counts_of(reports, "alpha=1").items() <= counts_of(reports, "averaged").items()
+
+
+def test_what_a_trial_has_when_it_is_stopped_is_what_its_report_counts(
+    clip: ClipModel, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    """Each epoch after which it may be stopped leaves its own weights; a run that ends there has the same."""
+    settings, worth = dataclasses.replace(SETTINGS, epochs=4), {2: ["averaged"], 3: []}
+    asked: list[Sequence[Counts]] = []
+
+    def worth_testing(counts: Sequence[Counts]) -> list[str]:
+        asked.append(counts)
+        return worth.get(len(asked) + 1, [])
+
+    more: dict[str, Any] = {"may_stop_after": 2, "worth_testing": worth_testing}
+    reports = run(clip, small_set, frozen, tmp_path / "whole", settings, **more)
+    saved = {p.name for p in (tmp_path / "whole").iterdir()}
+    assert saved == {POLICY, STATE, "averaged-002.safetensors", "averaged-003.safetensors"}
+    on_test = [{e["variant"] for e in r["evals"] if e["eval_set"].startswith("test/")} for r in reports]
+    assert on_test == [set(), {"averaged"}, set(), {"averaged"}]
+    for epoch in (2, 3):
+        stopped = dataclasses.replace(settings, stopped_after=epoch)
+        ended = run(clip, small_set, frozen, tmp_path / str(epoch), stopped)
+        assert [r["epoch"] for r in ended] == list(range(1, epoch + 1))
+        kept = load_policy(FileCheckpoints(tmp_path / "whole"), weights_after(epoch))
+        assert kept is not None
+        assert kept.keys() == {"averaged"}
+        for name, weight in tuned_in(tmp_path / str(epoch))["averaged"].items():
+            assert torch.equal(weight, kept["averaged"][name]), name
+        averaged = [e for e in ended[-1]["evals"] if e["variant"] == "averaged"]
+        assert all(e in averaged for e in reports[epoch - 1]["evals"])
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])

@@ -1,0 +1,450 @@
+"""What the model reads as gender, or as any other group that pictures of people are labelled with.
+
+Concepts are what people do, groups what somebody labelled them as (docs/GENDER.md says what that is not). Of
+each concept one group is the majority. Tuning sees the train pictures of the seen concepts; ``validation``
+steers the search, ``test`` is only reported. The evaluation sets are
+
+    concept/*    told apart among the concepts; all pictures are ranked for each of them, too
+    minority/*   told apart among the groups: pictures that do not show their concept's majority
+    majority/*   those that do
+    neutral/*    pictures of no group: how many are read as their concept's majority (test)
+    clean/kept   pictures of ``data.kept_source``: what the model could do besides
+
+for the seen concepts and, in the test split alone, for the held-out ones: nothing is tuned on those. Other
+test sets (``data.test_sets``) are reported as test/concept/NAME and test/group/NAME.
+
+C concepts, G groups, N train rows
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from clippo.config import DataConfig, digest
+from clippo.data.datasets import SPLITS, ImageSource, open_source, splits_of
+from clippo.data.group_sets import GroupedImage, GroupSet, open_group_set
+from clippo.errors import ConfigError, DataError
+from clippo.evaluate.objectives import Goal, Objectives
+from clippo.evaluate.words import Words
+from clippo.tasks.base import PairTable, Part, Queries, Resize, Row, TrainRows
+
+MATCHINGS = 2  # of each minority picture with a majority picture of its concept
+SEED = 5  # of those matchings
+
+WORDS = Words(
+    task="what is read as gender",
+    goal="MaxSkew",
+    axis="mean MaxSkew@k over the seen concepts",
+    heading="Max-\nSkew",
+    short="skew",
+    best="least skewed",
+    explained=(
+        "MaxSkew@k compares the groups in the top k of the pictures ranked for a bare concept with equal "
+        "shares: 0 is balanced, 0.69 one of two groups alone. Noise alone gives about 0.1 at k = 24."
+    ),
+    unseen="skin tones and photos",
+    numbers={
+        "max_skew/concept/held_out": "MaxSkew, held-out concepts",
+        "concept_accuracy": "concept read right",
+        "concept/held_out_accuracy": "concept read right, held-out concepts",
+        "minority_accuracy": "group read right, minority",
+        "minority/held_out_accuracy": "group read right, minority, held-out concepts",
+        "majority/seen_accuracy": "group read right, majority",
+        "neutral/seen_accuracy": "of no group, read as the majority",
+        "majority_share/concept/seen": "majority's share of the top k",
+        "majority_share/concept/held_out": "majority's share of the top k, held-out concepts",
+        "clean/kept_accuracy": "other pictures read right",
+    },
+    tiles=("max_skew/concept/held_out", "minority_accuracy"),
+    columns=(
+        ("max_skew/concept/held_out", "un-\nseen", "MaxSkew of held-out concepts"),
+        ("concept_accuracy", "con-\ncept", "concept read right"),
+        ("minority_accuracy", "mino-\nrity", "group read right where it is not its concept's majority"),
+    ),
+    gallery="The first test pictures in the ranking for a bare concept, by each model.",
+    tuned="tuned to rank groups evenly",
+    meaning="mean MaxSkew@k of the rankings for bare concepts; 0 is even",
+    card=(
+        "What is measured is how labelled pictures are read and ranked, not who anybody is; labels are of "
+        "presentation, and binary where the data is. A transform's power t makes the model read groups more "
+        "or less, in either direction. It serves to study and to lessen a bias, and must not be used to "
+        "sort, rank or screen people, to infer anybody's gender, or to make a model more biased. A lower "
+        "MaxSkew on these pictures says nothing of others until it is measured on them."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of a set, with what its row says of it."""
+
+    key: str
+    load: Callable[[], Image.Image]
+    label: int
+    attack_label: int = -1
+    group: int = -1
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Where a group set's captions are among the classes: concepts, groups, each group with each concept."""
+
+    found: GroupSet
+    first: int
+
+    def concept(self, c: int) -> int:
+        return self.first + c
+
+    def group(self, g: int) -> int:
+        return self.first + len(self.found.concepts) + g
+
+    def at_work(self, g: int, c: int) -> int:
+        """The caption of a group with a concept."""
+        return self.group(len(self.found.groups)) + g * len(self.found.concepts) + c
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return tuple(map(self.group, range(len(self.found.groups))))
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Name and prompt of each; an empty prompt is the model's."""
+        prompts = ["\n".join(templates) for templates in self.found.templates]
+        yield from zip(self.found.concepts, prompts, strict=True)
+        yield from ((group, "") for group in self.found.groups)
+        for group in self.found.groups:
+            for concept, templates in zip(self.found.concepts, self.found.templates, strict=True):
+                if templates:
+                    yield concept, "\n".join(_with_group(t, group) for t in templates)
+                else:
+                    yield f"{group} {concept}", ""
+
+
+class GenderTask:
+    """Pairs and evaluation sets of one data configuration."""
+
+    pair_kinds: ClassVar[tuple[str, ...]] = (
+        "correct", "image", "correct+image", "counter+image", "reverse",
+    )  # fmt: skip
+    words: ClassVar[Words] = WORDS
+    gallery: ClassVar[tuple[str, ...]] = ("test/concept/seen", "test/concept/held_out")
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        found = open_group_set(config.source)
+        if len(found.concepts) < 4:
+            raise DataError(
+                f"{config.source} has {len(found.concepts)} concepts; at least 4 are needed, two to tune on "
+                "and two to hold out. What has groups alone can be a test set (data.test_sets)"
+            )
+        self.people = Captions(found, 0)
+        self.test_sets: dict[str, Captions] = {}
+        first = len(list(self.people.names()))
+        for spec in config.test_sets:
+            name, rest = _named(spec)
+            if name in (*self.test_sets, "seen", "held_out", "kept"):
+                raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={rest} for one")
+            self.test_sets[name] = Captions(open_group_set(rest), first)
+            first += len(list(self.test_sets[name].names()))
+        self.kept: ImageSource | None = None
+        if config.kept_source:
+            self.kept = open_source(config.kept_source, config.split_seed, config.class_names)
+        self._first_kept = first
+
+    @cached_property
+    def _named_captions(self) -> list[tuple[str, str]]:
+        captions = [pair for block in (self.people, *self.test_sets.values()) for pair in block.names()]
+        return captions + [(name, "") for name in (self.kept.classes if self.kept else ())]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self._named_captions)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return tuple(prompt for _, prompt in self._named_captions)
+
+    @property
+    def fingerprint(self) -> str:
+        sets = [block.found.fingerprint for block in (self.people, *self.test_sets.values())]
+        return digest(sets, self.kept.fingerprint if self.kept else "")
+
+    @property
+    def files(self) -> Sequence[str]:
+        return ()
+
+    @cached_property
+    def seen(self) -> tuple[int, ...]:
+        """The concepts that tuning sees, sorted; about the same share of those with each majority."""
+        majority, rng = np.array(self.people.found.majority), np.random.default_rng(self.config.split_seed)
+        n, share = len(majority), self.config.seen_share
+        # Each takes its share in its turn, so the whole share is met however few have one majority.
+        turns = [rng.permutation(np.flatnonzero(majority == group)) for group in np.unique(majority)]
+        place = {int(c): (i + 0.5) / len(turn) for turn in turns for i, c in enumerate(turn)}
+        order = sorted(place, key=lambda c: (place[c], c))
+        return tuple(sorted(order[: min(n - 2, max(2, round(share * n)))]))
+
+    @cached_property
+    def held_out(self) -> tuple[int, ...]:
+        """The concepts that tuning never sees, sorted."""
+        return tuple(sorted(set(range(len(self.people.found.concepts))) - set(self.seen)))
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        people, found, config = self.people, self.people.found, self.config
+        cells, groups = _cells(found, config.split_seed), range(len(found.groups))
+        wanted = -(-config.eval_pictures // (len(groups) * len(self.seen)))  # of each cell
+        train = [
+            Shown(p.key, p.load, people.concept(p.concept), people.group(p.group), _train_group(found, p))
+            for p in _even([cells["train", c, g] for c in self.seen for g in groups], config.train_pictures)
+        ]
+        captions = [people.at_work(g, c) for g in groups for c in self.seen]
+        parts = [
+            Part(
+                "train", train, (*map(people.concept, self.seen), *people.groups, *captions), ("train/shown",)
+            )
+        ]
+        for split, which, concepts in (
+            ("validation", "seen", self.seen),
+            ("test", "seen", self.seen),
+            ("test", "held_out", self.held_out),
+        ):
+            shown = [p for c in concepts for g in groups for p in cells[split, c, g][:wanted]]
+            parts.append(self._ranked(people, f"{split}/concept/{which}", shown, concepts))
+            minority = [p for p in shown if p.group != found.majority[p.concept]]
+            majority = [p for p in shown if p.group == found.majority[p.concept]]
+            neutral = [p for c in concepts for p in cells[split, c, -1][:wanted] if found.majority[c] >= 0]
+            parts.append(_read(people, f"{split}/minority/{which}", minority))
+            if majority:
+                parts.append(_read(people, f"{split}/majority/{which}", majority))
+            if split == "test" and neutral:
+                parts.append(_read(people, f"{split}/neutral/{which}", neutral))
+        if self.kept:
+            labels = range(len(self.kept.classes))
+            candidates = tuple(self._first_kept + label for label in labels)
+            for split in ("validation", "test"):
+                pictures = [
+                    Shown(p.key, p.load, candidates[p.label])
+                    for p in self.kept.pictures(split, labels, config.eval_pictures)
+                ]
+                parts.append(Part(f"{split}/clean/kept", pictures, candidates, (f"{split}/clean/kept",)))
+        for name, captions_of in self.test_sets.items():
+            parts += self._test_parts(name, captions_of)
+        return {part.name: part for part in parts}
+
+    def _ranked(
+        self, captions: Captions, name: str, pictures: Sequence[GroupedImage], concepts: Sequence[int]
+    ) -> Part:
+        """Pictures told apart among concepts, and ranked for each of them."""
+        found, k = captions.found, self.config.top_k
+        n_ranked = sum(p.group >= 0 for p in pictures)
+        if k > n_ranked:
+            raise ConfigError(
+                f"data.top_k is {k}, but {name} has {n_ranked} pictures of a group; "
+                "lower it or raise data.eval_pictures"
+            )
+        usual = tuple(found.majority[c] for c in concepts)
+        queries = Queries(
+            captions=tuple(map(captions.concept, concepts)),
+            k=k,
+            groups=found.groups,
+            majority=usual if min(usual) >= 0 else (),
+        )
+        shown = [Shown(p.key, p.load, captions.concept(p.concept), group=p.group) for p in pictures]
+        return Part(name, shown, queries.captions, (name,), queries=queries)
+
+    def _test_parts(self, name: str, captions: Captions) -> Iterator[Part]:
+        found, n = captions.found, self.config.eval_pictures
+        cells = _cells(found, self.config.split_seed)
+        of_test = [cell for (split, _, _), cell in sorted(cells.items()) if split == "test"]
+        if concepts := range(len(found.concepts)):
+            shown = [p for p in _even(of_test, n) if p.concept >= 0]
+            yield self._ranked(captions, f"test/concept/{name}", shown, concepts)
+        of_groups = [cell for cell in of_test if cell[0].group >= 0]
+        yield _read(captions, f"test/group/{name}", _even(of_groups, n))
+
+    @property
+    def n_pairs(self) -> int:
+        n = len(self.parts["train"].pictures)
+        return n * 2 * (len(self.people.found.groups) - 1) + n // 2 * MATCHINGS
+
+    def rows(self, part: Part, index: int, resize: Resize) -> Iterator[Row]:
+        picture: Shown = part.pictures[index]
+        image = resize(picture.load())
+        yield Row(part.sets[0], image, picture.label, picture.attack_label, picture.group)
+
+    @staticmethod
+    def objectives(config: DataConfig) -> Objectives:
+        """MaxSkew of the seen concepts, and what must not pay for it."""
+        goal = Goal(name="max_skew", measure="max_skew", sets=("concept/seen",))
+        kept = ("clean/kept",) if config.kept_source else ()
+        reported = ("concept/held_out", "minority/held_out", "majority/seen", "neutral/seen")
+        return Objectives(
+            goal=goal, retention_sets=("concept/seen", "minority/seen", *kept), reported=reported
+        )
+
+    @staticmethod
+    def pairs(kind: str, train: Mapping[str, TrainRows]) -> PairTable:
+        """``correct``: the caption with the group that is shown over one with another, alone and with the
+        concept; ``reverse``: the opposite. ``image``: for a bare concept, a picture of its minority over one
+        of its majority. ``counter``: on pictures of the majority, the caption with another group alone. A
+        plus joins kinds.
+
+        Raises:
+            ConfigError: no concept has both a majority group and pictures of another.
+        """
+        rows = Columns.of(train["train/shown"])
+        cells = [cell for one in kind.split("+") for cell in getattr(rows, one)()]
+        if not cells:
+            raise ConfigError(
+                f"pairs {kind!r} want concepts with a majority group and pictures of another; "
+                "take search.pairs correct, or other pictures"
+            )
+        picture_w, caption_w, picture_l, caption_l = np.array(cells, dtype=np.int64).T
+        # Of two pictures each is near the reference in every second pair.
+        clean = np.where(np.arange(len(cells)) % 2, picture_l, picture_w)
+        return PairTable(
+            captions=train["train/shown"].candidates,
+            picture_w=picture_w, caption_w=caption_w, picture_l=picture_l, caption_l=caption_l, clean=clean,
+        )  # fmt: skip
+
+    @staticmethod
+    def needs(config: DataConfig) -> Iterator[tuple[str, Callable[[], object]]]:
+        yield f"pictures {config.source}", partial(open_group_set, config.source)
+        for spec in config.test_sets:
+            yield f"test set {spec}", partial(open_group_set, _named(spec)[1])
+        if config.kept_source:
+            source = partial(open_source, config.kept_source, config.split_seed, config.class_names)
+            yield f"pictures {config.kept_source}", source
+
+
+Cell = tuple[int, int, int, int]
+"""Chosen picture and caption, rejected picture and caption."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Train rows with the columns of their captions: seen concepts, groups, each group with each concept."""
+
+    picture_N: Sequence[int]
+    concept_N: Sequence[int]
+    group_N: Sequence[int]
+    usual_N: Sequence[bool]
+    n_concepts: int
+    n_groups: int
+
+    @classmethod
+    def of(cls, rows: TrainRows) -> Columns:
+        group_N, usual_N = np.divmod(rows.groups_N, 2)
+        first_group = int(rows.attack_labels_N[0] - group_N[0])  # a class; concepts come before
+        concepts = [c for c in rows.candidates if c < first_group]
+        column = {c: i for i, c in enumerate(concepts)}
+        return cls(
+            picture_N=rows.numbers.tolist(),
+            concept_N=[column[c] for c in rows.labels_N.tolist()],
+            group_N=group_N.tolist(),
+            usual_N=(usual_N == 1).tolist(),
+            n_concepts=len(concepts),
+            n_groups=(len(rows.candidates) + 1) // (len(concepts) + 1) - 1,
+        )
+
+    def correct(self) -> Iterator[Cell]:
+        for picture, c, shown in zip(self.picture_N, self.concept_N, self.group_N, strict=True):
+            for other in set(range(self.n_groups)) - {shown}:
+                for own, wrong in (
+                    (self._group(shown), self._group(other)),
+                    (self._at_work(shown, c), self._at_work(other, c)),
+                ):
+                    yield picture, own, picture, wrong
+
+    def reverse(self) -> Iterator[Cell]:
+        for picture, own, _, wrong in self.correct():
+            yield picture, wrong, picture, own
+
+    def counter(self) -> Iterator[Cell]:
+        for picture, shown, usual in zip(self.picture_N, self.group_N, self.usual_N, strict=True):
+            for other in set(range(self.n_groups)) - {shown} if usual else ():
+                yield picture, self._group(other), picture, self._group(shown)
+
+    def image(self) -> Iterator[Cell]:
+        sides: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        for picture, c, usual in zip(self.picture_N, self.concept_N, self.usual_N, strict=True):
+            sides[c, usual].append(picture)
+        rng = np.random.default_rng(SEED)
+        for c in range(self.n_concepts):
+            minority, majority = sides[c, False], sides[c, True]
+            for _ in range(MATCHINGS if majority else 0):
+                drawn = rng.permutation(majority).tolist()
+                yield from ((p, c, drawn[i % len(drawn)], c) for i, p in enumerate(minority))
+
+    def _group(self, g: int) -> int:
+        return self.n_concepts + g
+
+    def _at_work(self, g: int, c: int) -> int:
+        return self.n_concepts + self.n_groups + g * self.n_concepts + c
+
+
+def _train_group(found: GroupSet, picture: GroupedImage) -> int:
+    """What pairs need to know of a train row: twice its group, and one more where that is the majority."""
+    return 2 * picture.group + (picture.group == found.majority[picture.concept])
+
+
+def _read(captions: Captions, name: str, pictures: Sequence[GroupedImage]) -> Part:
+    """Pictures told apart among groups; of one that shows none its concept's majority counts as right."""
+    majority = captions.found.majority
+    shown = [
+        Shown(p.key, p.load, captions.group(p.group if p.group >= 0 else majority[p.concept]))
+        for p in pictures
+    ]
+    return Part(name, shown, captions.groups, (name,))
+
+
+def _cells(found: GroupSet, seed: int) -> dict[tuple[str, int, int], list[GroupedImage]]:
+    """The pictures of each split, concept and group, shuffled; empty where there are none."""
+    splits, _ = splits_of(found.pictures)
+    cells: dict[tuple[str, int, int], list[GroupedImage]] = defaultdict(list)
+    for picture, split in sorted(zip(found.pictures, splits, strict=True), key=lambda pair: pair[0].key):
+        cells[split, picture.concept, picture.group].append(picture)
+    return defaultdict(list, {place: _shuffled(cell, seed, place) for place, cell in cells.items()})
+
+
+def _shuffled(cell: Sequence[GroupedImage], seed: int, place: tuple[str, int, int]) -> list[GroupedImage]:
+    split, concept, group = place
+    order = np.random.default_rng([seed, SPLITS.index(split), concept + 1, group + 1]).permutation(len(cell))
+    return [cell[i] for i in order]
+
+
+def _even(cells: Sequence[Sequence[GroupedImage]], n: int) -> list[GroupedImage]:
+    """Up to n pictures, one of each cell in turn."""
+    deepest = max(map(len, cells), default=0)
+    return [cell[k] for k in range(deepest) for cell in cells if k < len(cell)][:n]
+
+
+def _with_group(template: str, group: str) -> str:
+    """A prompt that names the group.
+
+    >>> _with_group("a person is {}", "woman"), _with_group("a photo of a {}", "woman")
+    ('a woman is {}', 'a photo of a woman {}')
+    """
+    return (
+        template.replace("person", group) if "person" in template else template.replace("{}", f"{group} {{}}")
+    )
+
+
+def _named(spec: str) -> tuple[str, str]:
+    """Name and rest of ``[NAME=]KIND:PATH``; without NAME a set is named after its kind.
+
+    >>> _named("fairface:data/fairface"), _named("faces=fairface:data/fairface")
+    (('fairface', 'fairface:data/fairface'), ('faces', 'fairface:data/fairface'))
+    """
+    given, equals, rest = spec.partition("=")
+    if equals and re.fullmatch(r"[\w-]+", given):  # an equals sign may be part of a path
+        return given, rest
+    return spec.partition(":")[0], spec

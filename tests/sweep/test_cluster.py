@@ -1,0 +1,83 @@
+"""What a sweep takes of a cluster, and why a trial failed."""
+
+import os
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from clippo.config import SearchConfig, SweepConfig, TrainConfig
+from clippo.errors import DivergedError, ResourceError
+from clippo.sweep.cluster import check_resources
+from clippo.sweep.trial import failure_reason
+
+
+def asking(at_once: int, workers: int, gpus: float = 0.0, autoscaling: bool = False) -> SweepConfig:
+    return SweepConfig(
+        workers=workers, gpus_per_worker=gpus, autoscaling=autoscaling,
+        search=SearchConfig(concurrency=at_once),
+    )  # fmt: skip
+
+
+def test_more_than_there_is_is_refused_with_the_arithmetic(own_ray: None) -> None:
+    """The fixture's Ray has the machine's CPUs, no GPU, and room for two drivers."""
+    cpus = os.cpu_count() or 1
+    assert ray.cluster_resources()["CPU"] == cpus
+    check_resources(asking(cpus, workers=0))
+    check_resources(asking(1, workers=cpus))
+    one_more, twice = cpus + 1, 2 * cpus
+    refusals = {
+        f"{one_more} trials at once x 1 CPU are {one_more} CPU, the cluster has {cpus};":
+            asking(one_more, workers=0),
+        f"2 trials at once x {cpus} CPU are {twice} CPU, the cluster has {cpus};": asking(2, workers=cpus),
+        "1 trials at once x 0.5 GPU are 0.5 GPU, the cluster has 0;": asking(1, workers=1, gpus=0.5),
+        "3 trials at once x 1 trial_driver are 3 trial_driver, the cluster has 2;":
+            asking(3, workers=9, gpus=1.0, autoscaling=True),
+    }  # fmt: skip
+    for arithmetic, config in refusals.items():
+        with pytest.raises(ResourceError) as refused:
+            check_resources(config)
+        assert str(refused.value).startswith(arithmetic)
+        assert "lower search.concurrency or workers, or add nodes" in str(refused.value)
+    check_resources(asking(2, workers=9, gpus=1.0, autoscaling=True))
+
+
+def too_large(kind: str) -> None:
+    """Asks for memory that no machine has."""
+    if kind == "torch":
+        torch.empty(2**60)
+    elif kind == "numpy":
+        np.empty(2**55)
+    elif kind == "python":
+        bytearray(2**62)
+    else:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+REMEDY = "out of memory with train.batch_size=48; set train.micro_batch, or use more workers"
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "python", "cuda"])
+def test_out_of_memory_has_a_remedy_wherever_it_comes_from(kind: str) -> None:
+    config = SweepConfig(train=TrainConfig(batch_size=48))
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        too_large(kind)
+    assert failure_reason(caught.value, config) == REMEDY
+    with pytest.raises(RuntimeError) as wrapped:
+        raise RuntimeError("a worker failed") from caught.value
+    assert failure_reason(wrapped.value, config) == REMEDY
+
+
+def test_out_of_memory_in_another_process(own_ray: None) -> None:
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(ray.remote(too_large).remote("torch"))
+    assert failure_reason(caught.value, SweepConfig(train=TrainConfig(batch_size=48))) == REMEDY
+
+
+def test_other_failures_are_one_line() -> None:
+    own = DivergedError("the loss became nan at step 3 of 20; lower the learning rate (1) or beta")
+    assert failure_reason(own, SweepConfig()) == str(own)
+    assert failure_reason(ValueError("first line\nthe last says why"), SweepConfig()) == (
+        "ValueError: the last says why"
+    )

@@ -1,0 +1,279 @@
+"""The task about groups: splits without leaks, pairs of every kind, and a knob that turns what is read."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clippo.config import DataConfig, ModelConfig
+from clippo.errors import ConfigError, DataError
+from clippo.evaluate import Counts
+from clippo.evaluate.rankings import mean_skew
+from clippo.front import wilson_interval
+from clippo.model import policy_of
+from clippo.prepared import Location, prepare
+from clippo.tasks import GenderTask, objectives_of
+from clippo.tasks.base import TrainRows
+from clippo.train import FileCheckpoints, TrialSettings, fit
+from clippo.train.ray_train import Shared, load_shared, measure_reference
+from sweeps.gender_sweep import gender_sweep
+from tests.data.test_group_sets import fairface
+
+SMALL = DataConfig(
+    source="people", kept_source="demo", seen_share=0.6, train_pictures=480, eval_pictures=288, top_k=12
+)
+
+
+@pytest.fixture(scope="module")
+def task() -> GenderTask:
+    return GenderTask(SMALL)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def test_no_concept_is_seen_and_held_out_and_no_picture_in_two_splits(task: GenderTask) -> None:
+    assert (len(task.seen), len(task.held_out)) == (12, 8)
+    assert not set(task.seen) & set(task.held_out)
+    majority = task.people.found.majority
+    assert Counter(majority[c] for c in task.seen) == {0: 7, 1: 5}, "both kinds of concept are held out"
+    by_split: dict[str, set[str]] = {}
+    for part in task.parts.values():
+        by_split.setdefault(part.name.split("/")[0], set()).update(p.key for p in part.pictures)
+    train, validation, test = (by_split[split] for split in ("train", "validation", "test"))
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+
+
+def test_nothing_of_held_out_concepts_can_steer(task: GenderTask) -> None:
+    assert {p.label for p in task.parts["train"].pictures} == set(task.seen)
+    assert not [name for name in task.parts if "held_out" in name and not name.startswith("test/")]
+    objectives = GenderTask.objectives(SMALL)
+    assert not [name for name in objectives.sets if "held_out" in name]
+    assert {f"test/{name}" for name in objectives.curve_sets} <= set(task.parts)
+
+
+def test_pools_are_balanced_and_ranked_for_bare_concepts(task: GenderTask) -> None:
+    part = task.parts["test/concept/held_out"]
+    cells = Counter((p.label, p.group) for p in part.pictures)
+    assert set(cells.values()) == {12}
+    assert len(cells) == 8 * 2
+    assert part.queries is not None
+    assert [task.classes[c] for c in part.queries.captions] == [task.classes[c] for c in task.held_out]
+    assert part.queries.majority == tuple(task.people.found.majority[c] for c in task.held_out)
+    assert task.parts["test/minority/seen"].candidates == (20, 21)
+    assert {task.classes[p.label] for p in task.parts["test/minority/seen"].pictures} == {"man", "woman"}
+    (row,) = task.rows(part, 0, lambda image: image.resize((32, 32)))
+    assert (row.set_name, row.label, row.group) == (part.name, task.held_out[0], 0)
+
+
+def test_captions_follow_the_prompts_of_a_set(tmp_path: Path) -> None:
+    names = (
+        "verb/baking/man/1.png",
+        "verb/baking/woman/1.png",
+        "occu/judge/woman/7.png",
+        "occu/judge/man/8.png",
+    )
+    for name in (*names, "verb/dancing/man/3.png", "verb/singing/woman/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    task = GenderTask(DataConfig(source=f"vl-bias:{tmp_path}"))
+    captions = dict(zip(range(99), zip(task.classes, task.templates, strict=True), strict=False))
+    assert captions[task.people.concept(0)] == ("baking", task.templates[0])
+    assert "a person is {}" in task.templates[0].split("\n")
+    woman_baking, prompts = captions[task.people.at_work(1, 0)]
+    assert woman_baking == "baking"
+    assert "a woman is {}" in prompts.split("\n")
+    assert captions[task.people.group(1)] == ("woman", "")
+
+
+# --- pairs ------------------------------------------------------------------------------------------------
+
+# Concepts 0 and 1, groups 2 to 4, each group with each concept 5 to 10; the majority of 0 is group 0, 1 has
+# none. A row's group is twice its own, and one more where that is the majority.
+THREE_GROUPS = TrainRows(
+    first=100,
+    labels_N=np.array([0, 0, 0, 1]),
+    attack_labels_N=np.array([2, 3, 4, 3]),
+    groups_N=np.array([1, 2, 4, 2]),
+    candidates=tuple(range(11)),
+)
+
+
+def cells(kind: str, rows: TrainRows = THREE_GROUPS) -> list[tuple[int, int, int, int]]:
+    table = GenderTask.pairs(kind, {"train/shown": rows})
+    columns = (table.picture_w, table.caption_w, table.picture_l, table.caption_l)
+    return list(zip(*(c.tolist() for c in columns), strict=True))
+
+
+def test_correct_pairs_prefer_the_shown_group_to_each_other_one() -> None:
+    found = cells("correct")
+    assert len(found) == 4 * 2 * 2, "four pictures, two other groups, with and without the concept"
+    assert [c for c in found if c[0] == 101] == [
+        (101, 3, 101, 2), (101, 7, 101, 5), (101, 3, 101, 4), (101, 7, 101, 9),
+    ]  # fmt: skip
+    assert [c for c in found if c[0] == 103][1] == (103, 8, 103, 6)
+    assert cells("reverse") == [(p, wrong, p, own) for p, own, _, wrong in found]
+
+
+def test_image_pairs_prefer_the_minority_for_a_bare_concept() -> None:
+    assert cells("image") == [(101, 0, 100, 0), (102, 0, 100, 0)] * 2
+    assert cells("correct+image") == cells("correct") + cells("image")
+    assert cells("counter+image")[:2] == [(100, 3, 100, 2), (100, 4, 100, 2)], "the majority's picture alone"
+    table = GenderTask.pairs("image", {"train/shown": THREE_GROUPS})
+    assert table.clean.tolist() == [101, 100, 101, 100], "the KL term sees both kinds of picture"
+
+
+def test_pairs_of_images_want_a_majority() -> None:
+    unknown = TrainRows(0, np.array([0]), np.array([2]), np.array([0]), tuple(range(8)))
+    with pytest.raises(ConfigError, match=r"pairs 'image' want concepts with a majority group"):
+        cells("image", unknown)
+
+
+# --- what cannot be done ----------------------------------------------------------------------------------
+
+
+def grouped(folder: Path, concepts: int) -> str:
+    lines = ["path,group,concept,split"]
+    for split in ("train", "validation", "test"):
+        for c in range(concepts):
+            for g, n in (("north", 3), ("south", 1), ("east", 1)):
+                lines += [f"{split}-{c}-{g}-{i}.png,{g},concept {c},{split}" for i in range(n)]
+    for line in lines[1:]:
+        Image.new("RGB", (8, 8)).save(folder / line.split(",")[0])
+    (folder / "people.csv").write_text("\n".join(lines))
+    return f"grouped:{folder / 'people.csv'}"
+
+
+def test_any_table_of_any_groups_is_a_source_and_a_test_set(tmp_path: Path) -> None:
+    source = grouped(tmp_path, 4)
+    task = GenderTask(DataConfig(source=source, test_sets=(f"again={source}",), top_k=3))
+    assert task.people.found.groups == ("east", "north", "south")
+    assert task.people.found.majority == (1, 1, 1, 1)
+    assert len(task.parts["train"].pictures) == 2 * 5
+    minority = task.parts["test/minority/held_out"]
+    assert {task.classes[p.label] for p in minority.pictures} == {"east", "south"}
+    assert "test/neutral/seen" not in task.parts, "every picture has a group"
+    again = task.parts["test/group/again"]
+    assert {task.classes[c] for c in again.candidates} == {"east", "north", "south"}
+    assert len(again.pictures) == 4 * 5
+    assert task.parts["test/concept/again"].queries is not None
+    table = GenderTask.pairs("correct+image", {"train/shown": train_rows(task)})
+    assert len(table.clean) == 10 * 2 * 2 + 2 * 2 * 2
+
+
+def test_faces_without_concepts_are_told_apart_by_group(tmp_path: Path) -> None:
+    task = GenderTask(replace(SMALL, test_sets=(f"fairface:{fairface(tmp_path)}",)))
+    faces = task.parts["test/group/fairface"]
+    assert {task.classes[c] for c in faces.candidates} == {"Female", "Male"}
+    assert [task.classes[p.label] for p in faces.pictures] == ["Female"], (
+        "the table for validation is the test"
+    )
+    assert "test/concept/fairface" not in task.parts
+    (row,) = task.rows(faces, 0, lambda image: image)
+    assert (row.set_name, row.label) == ("test/group/fairface", faces.pictures[0].label)
+
+
+def train_rows(task: GenderTask) -> TrainRows:
+    part = task.parts["train"]
+    columns = zip(*((p.label, p.attack_label, p.group) for p in part.pictures), strict=True)
+    return TrainRows(0, *map(np.array, columns), part.candidates)
+
+
+def few_concepts(folder: Path) -> DataConfig:
+    return DataConfig(source=grouped(folder, 3))
+
+
+def deep_top(folder: Path) -> DataConfig:
+    return DataConfig(source=grouped(folder, 4), top_k=30)
+
+
+def same_name(folder: Path) -> DataConfig:
+    return DataConfig(source=grouped(folder, 4), test_sets=("seen=people",))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (few_concepts, DataError, "has 3 concepts; at least 4 are needed"),
+        (
+            deep_top,
+            ConfigError,
+            r"data.top_k is 30, but validation/concept/seen has 10 pictures of a group; lower it",
+        ),
+        (same_name, ConfigError, "data.test_sets has two sets named 'seen'; write NAME=people"),
+    ],
+)
+def test_errors_are_one_line(
+    tmp_path: Path, make: Callable[[Path], DataConfig], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        _ = GenderTask(make(tmp_path)).parts
+    assert "\n" not in str(raised.value)
+
+
+# --- the knob ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared(small_cache: Path) -> Shared:
+    model, location = ModelConfig(pretrained="people", trainable="transform"), Location(small_cache)
+    train = gender_sweep().train
+    return Shared(
+        model=model, train=train, prepared=prepare("gender", SMALL, model, location), location=location
+    )
+
+
+def tuned(shared: Shared, folder: Path, **settings: Any) -> tuple[list[Counts], list[Counts]]:
+    """The untouched model's counts, and those of the whole curve."""
+    torch.set_num_threads(1)
+    clip, prepared, frozen = load_shared(shared)
+    reference, reports = measure_reference(shared, gpus=0), list[dict[str, Any]]()
+    curve_sets = objectives_of(gender_sweep()).curve_sets
+    fit(
+        policy_of(clip, "transform"), prepared, frozen, TrialSettings(seed=3, **settings),
+        shared.train, report=reports.append, checkpoints=FileCheckpoints(folder), curve_sets=curve_sets,
+        reference_counts=reference,
+    )  # fmt: skip
+    return reference, [Counts.of(e) for e in reports[-1]["evals"]]
+
+
+def test_the_power_turns_what_is_read_as_gender_up_and_down(shared: Shared, tmp_path: Path) -> None:
+    reference, counts = tuned(
+        shared, tmp_path, pairs="correct", loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=3e-3, epochs=12,
+        orthogonality=0.05,
+    )  # fmt: skip
+    by_place = {(c.variant, c.eval_set): c for c in counts}
+    for c in reference:
+        on_curve = by_place.get(("t=0", c.eval_set))
+        assert on_curve is None or (on_curve.n_correct, on_curve.rankings) == (c.n_correct, c.rankings)
+    for which in ("seen", "held_out"):
+        curve = [by_place[f"t={t}", f"test/minority/{which}"] for t in ("-1", "-0.5", "0", "0.5", "1")]
+        right = [c.n_correct for c in curve]
+        assert right == sorted(right), "gender reading rises with t"
+        low_end, high_end = (wilson_interval(c.n_correct, c.n_total) for c in (curve[0], curve[-1]))
+        assert low_end[1] < high_end[0], "and by more than chance"
+
+
+def test_pairs_of_images_lessen_the_bias_of_held_out_concepts_too(shared: Shared, tmp_path: Path) -> None:
+    reference, counts = tuned(
+        shared, tmp_path, pairs="counter+image", loss="ipo", beta=0.15, kl_weight=50.0, learning_rate=2e-3,
+        epochs=24, orthogonality=0.03,
+    )  # fmt: skip
+    before, after = (
+        {c.eval_set: c for c in some if c.variant == variant}
+        for some, variant in ((reference, "reference"), (counts, "averaged"))
+    )
+    for which, bound in (("seen", 0.7), ("held_out", 0.85)):
+        name = f"test/concept/{which}"
+        assert mean_skew(after[name].rankings) < bound * mean_skew(before[name].rankings)
+        assert after[name].accuracy > before[name].accuracy - 0.02
+    assert after["test/minority/seen"].accuracy > before["test/minority/seen"].accuracy - 0.02
+    assert after["test/clean/kept"].accuracy > before["test/clean/kept"].accuracy - 0.02
