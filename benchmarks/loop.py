@@ -1,10 +1,11 @@
 """What the loop adds to bare steps, and how long it waits for the prepared set.
 
 Bare is forward, loss, backward and optimizer step over the same tensors, which lie in memory. The loop
-(``fit``) also fetches its batches from the prepared set, averages the weights, checks the loss and keeps the
-time. Both run two epochs from the start; the second one is compared. The first one reads the prepared set
-from the disk (cold), since its files are dropped from the page cache before each run; the second one does not
-(warm).
+(``fit``) also fetches its batches from the prepared set, averages the weights, checks the loss and keeps
+the time. Averaging is part of the method, and goes over all weights once more in every step; so bare steps
+with it are timed, too, and what the loop adds to those is its own. All run two epochs from the start; the
+second one is compared. The first one reads the prepared set from the disk (cold), since its files are
+dropped from the page cache before each run; the second one does not (warm).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ from benchmarks.common import (
     the_device,
 )  # fmt: skip
 from clippo.config import TrainConfig
-from clippo.model import Policy, policy_of
+from clippo.model import BetaAverage, Policy, policy_of
 from clippo.prepared import open_prepared
 from clippo.train import TrialSettings, fit
 from clippo.train.batches import Pairs, epoch_batches
@@ -113,8 +115,8 @@ class Both:
         self.waiting.append([cold / first, warm / second])
         return second
 
-    def bare(self) -> float:
-        """Seconds of the second epoch of bare steps."""
+    def bare(self, *, averaged: bool = False) -> float:
+        """Seconds of the second epoch of bare steps, also averaging the weights after each if asked to."""
         prepared, seed = open_prepared(self._folder), self._settings.seed
         pairs = Pairs.of(prepared, self._frozen)
         epochs = [
@@ -124,17 +126,21 @@ class Both:
         text_CD = self._frozen.text_CD[list(pairs.captions)].to(self._device)
         del prepared, pairs  # a mapped file stays in the page cache
         policy = policy_of(self._clip, self._model.trainable).to(self._device).eval()
-        return bare_epochs(policy, epochs, text_CD, self._frozen.logit_scale, self._settings, self._config)[1]
+        return bare_epochs(
+            policy, epochs, text_CD, self._frozen.logit_scale, self._settings, self._config, averaged=averaged
+        )[1]
 
 
 def bare_epochs(
     policy: Policy, epochs: list[list[Batch]], text_CD: Tensor, logit_scale: float, settings: TrialSettings,
-    config: TrainConfig,
+    config: TrainConfig, *, averaged: bool,
 ) -> list[float]:  # fmt: skip
-    """Seconds of each epoch, with nothing but forward, loss, backward and optimizer step."""
+    """Seconds of each epoch, with nothing but forward, loss, backward, optimizer step, and averaging if so."""
     device = the_device()
     cast = autocast(resolved_precision(config.precision, device), device)
     optimizer = _optimizer(policy, settings, config)  # the loop's, or its choice would be measured too
+    weights = policy.trainable_weights()
+    average = BetaAverage(weights, sum(map(len, epochs)), config.average_beta)
     seconds = []
     for batches in epochs:
         synchronize(device)
@@ -151,6 +157,8 @@ def bare_epochs(
                 loss = loss + settings.orthogonality * policy.penalty()
             loss.backward()
             optimizer.step()
+            if averaged:
+                average.update(weights)
         synchronize(device)
         seconds.append(time.perf_counter() - began)
     return seconds
@@ -184,10 +192,13 @@ def main(*, rounds: int = 5, threads: int = 2, smoke: bool = False, results: Pat
             console.print(f"{case}", highlight=False)
             both = Both(case, Path(temporary))
             both.bare()  # the first run pays for memory and for kernels that are chosen
-            times = alternate({"loop": both.loop, "bare": both.bare}, rounds, console)
+            averaged = partial(both.bare, averaged=True)
+            times = alternate({"loop": both.loop, "bare": both.bare, "averaged": averaged}, rounds, console)
             seconds[str(case)] = times | {"waiting": [list(w) for w in both.waiting]}
             ratio = Spread.of(ratios(times["loop"], times["bare"]))
             overheads.append(Line(f"loop / bare: {case}", ratio, "x", OVERHEAD_GOAL, at_least=False))
+            ratio = Spread.of(ratios(times["loop"], times["averaged"]))
+            overheads.append(Line(f"loop / bare with averaging: {case}", ratio, "x"))
             for kind, share in zip(("cold", "warm"), zip(*both.waiting, strict=True), strict=True):
                 waits.append(
                     Line(f"waiting, {kind}: {case}", Spread.of(share), "share", WAITING_GOAL, at_least=False)
