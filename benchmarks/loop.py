@@ -135,7 +135,7 @@ def bare_epochs(
     policy: Policy, epochs: list[list[Batch]], text_CD: Tensor, logit_scale: float, settings: TrialSettings,
     config: TrainConfig, *, averaged: bool,
 ) -> list[float]:  # fmt: skip
-    """Seconds of each epoch, with nothing but forward, loss, backward, optimizer step, and averaging if so."""
+    """Seconds of each epoch of forward, loss, backward and optimizer step, and of averaging if asked to."""
     device = the_device()
     cast = autocast(resolved_precision(config.precision, device), device)
     optimizer = _optimizer(policy, settings, config)  # the loop's, or its choice would be measured too
