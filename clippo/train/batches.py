@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clippo.errors import ConfigError
 from clippo.prepared import PreparedSet, Rows
-from clippo.train.step import Batch, Frozen, Layout, pick
+from clippo.train.step import Batch, Frozen, Layout
 
 FETCHED = 2**20  # bytes of inputs that are fetched at once, if a batch has fewer
 
@@ -63,10 +63,11 @@ class Pairs:
             places.append(place)
         chosen_P, rejected_P = (torch.from_numpy(c) for c in (table.caption_w, table.caption_l))
         across_P = chosen != rejected
-        cells = [pick(logps_NC[r], c) for r, c in ((chosen, chosen_P), (rejected, rejected_P))]
+        cells = [logps_NC[chosen, chosen_P], logps_NC[rejected, rejected_P]]
         if across_P.any():
-            raw = [pick(logits_NC[r], c) for r, c in ((chosen, chosen_P), (rejected, rejected_P))]
+            raw = [logits_NC[chosen, chosen_P], logits_NC[rejected, rejected_P]]
             cells = [torch.where(across_P, r, cell) for r, cell in zip(raw, cells, strict=True)]
+        del logits_NC  # the largest of what does not stay
         return cls(
             rows=rows,
             captions=table.captions,

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 LOST = "lost_workers"
 """Key of a report that says how often the workers of a trial were lost and started again."""
 
-POLL_S = "0.25"
+POLL_S = "0.1"
 """How often a trial's workers are asked for their report [seconds]; they wait until they were. Ray's default,
 2 s, is longer than a short epoch takes."""
 
