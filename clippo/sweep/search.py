@@ -26,6 +26,10 @@ from clippo.evaluate.objectives import Objectives
 from clippo.sweep.space import distributions, draw, params_of
 from clippo.train.loop import FAILURE
 
+GP_SETTINGS = 100
+"""With so many finished settings a Gaussian process takes 0.7 s to propose the next, TPE 0.006 s; with 1,000
+it takes 5 s, TPE 0.02 s (``benchmarks.search.driver``) [count]."""
+
 Numbers = Mapping[str, float]
 """What a trial reached, by name: the objectives, and retention."""
 
@@ -281,6 +285,21 @@ class Search(Searcher):
         bound = self.config.min_retention
         constraints = {"min_retention": bound - means["retention"]} if bound else {}
         return _Verdict(state, [means[o] for o in self.config.objectives], attributes, constraints)
+
+
+def slowness(search: SearchConfig, known: int = 0) -> str | None:
+    """What is said of a sampler that keeps the driver waiting, None where it does not.
+
+    Args:
+        known: trials of earlier sweeps that it learns from.
+    """
+    settings = search.trials // search.replicates + known
+    if search.sampler != "gp" or settings <= GP_SETTINGS:
+        return None
+    return (
+        f"{settings} settings are many for the sampler gp: beyond {GP_SETTINGS} each takes it 0.7 s, beyond "
+        "1,000 five; --sampler tpe, the default, takes 0.02 s (docs/SCALE.md)"
+    )
 
 
 def _sampler(search: SearchConfig, next_number: int) -> samplers.BaseSampler:

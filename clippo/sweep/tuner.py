@@ -45,7 +45,7 @@ from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
 from clippo.sweep.scheduler import StoppingScheduler, rule_of
-from clippo.sweep.search import Numbers, Outcome, Proposal, Search
+from clippo.sweep.search import Numbers, Outcome, Proposal, Search, slowness
 from clippo.sweep.space import baseline
 from clippo.sweep.tracking import Tracking, check_tracking
 from clippo.sweep.trial import tune_trial
@@ -147,6 +147,8 @@ class _Sweep:
                 f"warm start from {len(self._known)} trials"
                 + (f"; {left_out} others lie outside of this search's ranges" if left_out else "")
             )
+        if (slow := slowness(config.search, len(self._known))) is not None:
+            self._say(slow)
         self._shared = prepared_for(config, store, console, workers=preparing_workers(config))
         self._prepared = open_prepared(fetch(self._shared.prepared, self._shared.location))
         for kind in config.search.pairs or ("",):

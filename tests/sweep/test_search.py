@@ -14,7 +14,7 @@ import clippo.config
 from clippo.errors import ConfigError
 from clippo.sweep.budget import Budget
 from clippo.sweep.mirror import Mirror
-from clippo.sweep.search import Outcome, Proposal, Search
+from clippo.sweep.search import GP_SETTINGS, Outcome, Proposal, Search, slowness
 from clippo.sweep.space import fits, params_of, settings_of
 from clippo.train.loop import FAILURE
 from tests.front.sweeps import OBJECTIVES
@@ -401,3 +401,11 @@ def test_settings_and_parameters_are_two_spellings_of_one_thing() -> None:
 def test_an_unknown_loss_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="cross_entropy, dpo, ipo, kto"):
         Search(SearchConfig(losses=("ppo",)), score, OBJECTIVES).suggest("ray0")
+
+
+def test_a_sampler_that_keeps_the_driver_waiting_is_told_of() -> None:
+    gp = SearchConfig(sampler="gp", trials=GP_SETTINGS)
+    assert slowness(gp) is None
+    assert "101 settings are many for the sampler gp" in str(slowness(gp, known=1))
+    assert slowness(SearchConfig(sampler="gp", trials=2 * GP_SETTINGS, replicates=2)) is None
+    assert slowness(SearchConfig(trials=100 * GP_SETTINGS)) is None
