@@ -149,12 +149,24 @@ def test_timm_towers(name: str, timm_models: dict[str, ClipModel]) -> None:
     assert 0 < len(policy.trainable_weights()) < len(list(clip.model.visual.named_parameters()))
 
 
-def test_a_model_from_a_folder(clip: ClipModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["local-dir", "hf-hub"])
+def test_a_model_from_a_folder_or_the_hub(
+    place: str, clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, name = tmp_path, f"local-dir:{tmp_path}"
+    if place == "hf-hub":  # as the hub's own client keeps what it has fetched, on a machine without network
+        kept, commit = tmp_path / "models--some--clip", "0" * 40
+        folder, name = kept / "snapshots" / commit, "hf-hub:some/clip"
+        folder.mkdir(parents=True)
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text(commit)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = {"model_cfg": demo.MODEL_CONFIG, "preprocess_cfg": {}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
     weights = {name: w.contiguous() for name, w in clip.model.state_dict().items()}
-    save_file(weights, tmp_path / "open_clip_model.safetensors")
-    again = load_clip(f"local-dir:{tmp_path}")
+    save_file(weights, folder / "open_clip_model.safetensors")
+    again = load_clip(name)
     pixels = pixels_of(clip)
     with torch.no_grad():
         expected = policy_of(clip, "image").eval().embed(pixels)
