@@ -2,7 +2,8 @@
 
     python sweeps/typo_sweep.py                                            # laptop
     python sweeps/typo_sweep.py --model.name ViT-B-32 --model.pretrained openai \
-        --data.source folder:PICTURES --workers 1 --gpus-per-worker 1      # your model, data and GPUs
+        --data.source folder:PICTURES --learning-rate 5e-6 1e-4 \
+        --workers 1 --gpus-per-worker 1                                    # your model, data and GPUs
     python sweeps/typo_sweep.py --preset paper --dry-run                   # the published setting
     python sweeps/typo_sweep.py --preset transform                         # a linear map of the embeddings
     ray job submit --working-dir . -- python sweeps/typo_sweep.py --results s3://bucket/prefix
