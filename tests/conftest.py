@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -152,6 +153,19 @@ def sweep(*flags: str, timeout: float = 400) -> subprocess.CompletedProcess[str]
     """A small sweep as a process of its own; later flags win."""
     command = [sys.executable, "sweeps/typo_sweep.py", *SMALL_SWEEP, *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def on_small_disk(disk: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command for which a folder is a disk of 1 MiB; skips the test where nobody may mount one.
+
+    A file system in memory stands for it, which the command alone sees.
+    """
+    disk.mkdir()
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    alone += ['mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"', "sh", str(disk)]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    return subprocess.run([*alone, *command], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @contextlib.contextmanager

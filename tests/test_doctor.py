@@ -13,16 +13,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from clippo import doctor
 from clippo.config import DataConfig, ModelConfig, SweepConfig, TrainConfig
 from clippo.doctor import Finding, examine
 from clippo.model import ClipModel, policy_of
+from clippo.results import objects
 from clippo.sweep.cost import Speed, Work, estimate, remember, remembered, work_of
 from clippo.train.memory import estimated_memory
-from tests.conftest import SMALL, SMALL_SWEEP, S3Server, clippo, free_ports, sweep
+from tests.conftest import SMALL, SMALL_SWEEP, S3Server, clippo, free_ports, on_small_disk, sweep
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -113,6 +116,57 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "file"))
     found = before_ray(SweepConfig(results=str(tmp_path / "r"), data=SMALL))
     assert "set CLIPPO_CACHE to another folder" in problem(found["local disk"])
+
+
+@pytest.mark.parametrize("module", [doctor, objects])
+def test_a_disk_with_less_room_than_there_must_be(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the disk is, it must have more room than it has."""
+    monkeypatch.setattr(module, "MIN_FREE", 2 * shutil.disk_usage(tmp_path).free)
+    config = SweepConfig(results=str(tmp_path / "r"), data=SMALL)
+    found = before_ray(config)
+    short = "local disk" if module is doctor else f"results {config.results}"
+    assert "left; free at least" in problem(found[short])
+    assert [check for check, finding in found.items() if finding.problem] == [short]
+
+
+FULL_DISK = """
+import contextlib, os, sys
+from clippo.config import SweepConfig
+from tests.conftest import SMALL
+from tests.test_doctor import before_ray
+
+disk, found = sys.argv[1], []
+os.environ["CLIPPO_CACHE"] = f"{disk}/cache"
+config = SweepConfig(results=f"{disk}/results", data=SMALL)
+for _ in range(2):
+    looked = before_ray(config)
+    for check in (f"results {config.results}", "local disk"):
+        print(looked[check].problem, looked[check].detail)
+    with open(f"{disk}/filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+sys.argv[1:] = ["--results", config.results]
+import runpy
+runpy.run_path("sweeps/typo_sweep.py", run_name="__main__")
+"""
+
+
+def test_a_disk_that_is_small_and_then_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    done = on_small_disk(disk, sys.executable, "-c", FULL_DISK, str(disk))
+    assert done.returncode == 2, done.stdout + done.stderr
+    small, cache, full, no_cache = done.stdout.splitlines()
+    assert re.search(rf"^True {disk}/results has [01] MiB left; free at least 64 MiB on its disk$", small)
+    assert re.search(
+        rf"^True {disk}/cache/\S+ has .* left; free at least 67.1 MB or set CLIPPO_CACHE$", cache
+    )
+    assert re.search(r"^True cannot write to .*No space left.*; free some on its disk$", full)
+    assert re.search(r"^True .*/cache/\S+ cannot be written \(.*No space left", no_cache)
+    refused = done.stderr.splitlines()
+    assert len(refused) == 1, "the sweep ends before its first trial, in one line"
+    assert re.search(r"^error: cannot write to .*No space left.*; free some on its disk$", refused[0])
 
 
 # ---- the arithmetic

@@ -30,6 +30,7 @@ from clippo.front.uncertainty import (
     retention_interval,
     wilson_interval,
 )
+from clippo.results.arrow import numbers
 
 REFERENCE = "reference"
 AVERAGED = "averaged"
@@ -293,13 +294,13 @@ def read_counts(
     trial, _ = coded(evals["trial_id"], ids)
     variant, variants = coded(evals["variant"])
     which, sets = coded(evals["eval_set"])
-    epoch, attempt = evals["epoch"].to_numpy(), evals["attempt"].to_numpy()
+    epoch, attempt = numbers(evals["epoch"]), numbers(evals["attempt"])
     # A trial may have ended since the trials were read.
     kept = (trial >= 0) & (attempt == np.array([attempts[i] for i in ids])[trial])
     last_epoch = np.full(len(ids), -1)
     np.maximum.at(last_epoch, trial[kept], epoch[kept])
     kept &= epoch == last_epoch[trial]
-    counts = [evals[n].to_numpy()[kept].astype(np.float64) for n in ("n_correct", "n_total", "n_fooled")]
+    counts = [numbers(evals[n])[kept].astype(np.float64) for n in ("n_correct", "n_total", "n_fooled")]
     trial, variant, which = trial[kept], variant[kept], which[kept]
 
     # One row for each trial and variant, then the mean over the trials of a setting.
@@ -437,7 +438,7 @@ def coded(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> tuple[
     names = sorted(texts) if names is None else list(names)
     number = {name: i for i, name in enumerate(names)}
     codes = np.array([number.get(text, -1) for text in texts], dtype=np.int32)
-    return codes[whole.indices.to_numpy(zero_copy_only=False)] if len(codes) else codes, names
+    return codes[numbers(whole.indices)] if len(codes) else codes, names
 
 
 def _settings(trials: pa.Table) -> tuple[list[Setting], dict[str, int]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clippo.front.counts import SplitCounts
 from clippo.front.hypervolume import hypervolume
-from clippo.front.pareto import pareto_mask
+from clippo.front.pareto import best_of, pareto_mask
 from clippo.front.uncertainty import (
     Array,
     cross_hypervolumes,
@@ -196,11 +196,10 @@ def interval_of(split: SplitCounts, noise: Noise, confidence: float = 0.9) -> tu
 
 def distances(measured_PM: Array) -> Array:
     """How far each point is off the front, in either objective: (P, M)."""
-    off = np.empty_like(measured_PM)
+    front_PM, off = measured_PM[pareto_mask(measured_PM)], np.empty_like(measured_PM)
     for m in (0, 1):
-        order = np.lexsort((measured_PM[:, m], measured_PM[:, 1 - m]))[::-1]
-        best = np.maximum.accumulate(measured_PM[order, m])  # of those at least as good in the other one
-        off[order, m] = best - measured_PM[order, m]
+        other = 1 - m
+        off[:, m] = best_of(front_PM[:, [other, m]], measured_PM[:, other]) - measured_PM[:, m]
     return off
 
 

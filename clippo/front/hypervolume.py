@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clippo.errors import ConfigError
-from clippo.front.pareto import pareto_mask
 
 
 def hypervolume(points: ArrayLike, reference_point: ArrayLike) -> float:
@@ -43,10 +42,13 @@ def hypervolume(points: ArrayLike, reference_point: ArrayLike) -> float:
 
 def _area(above_NM: NDArray[np.float64]) -> float:
     """The area that positive points dominate above the origin."""
-    front_NM = above_NM[pareto_mask(above_NM)]
-    # distinct values only, so that no strip is infinite and empty at once, which would be NaN
-    first_N, index = np.unique(front_NM[:, 0], return_index=True)
-    return float(np.sum(np.diff(first_N, prepend=0.0) * front_NM[index, 1]))
+    # Best first in the first axis. What counts is where the second is better than for all levels before;
+    # distinct levels only, so that no strip is infinite and empty at once, which would be NaN.
+    first_N, second_N = above_NM[np.argsort(-above_NM[:, 0])].T
+    ends = first_N != np.append(first_N[1:], 0.0)
+    first, best = first_N[ends], np.maximum.accumulate(second_N)[ends]
+    rises = best != np.append(0.0, best[:-1])
+    return float(np.sum(np.diff(first[rises][::-1], prepend=0.0) * best[rises][::-1]))
 
 
 def _volume(above_NM: NDArray[np.float64]) -> float:

@@ -1,10 +1,12 @@
 """Of a very large sweep, the trials that may matter to its front: reading all points would take minutes.
 
-Shapes: T trials, K settings, P points, S evaluation sets.
+Shapes: T trials, K settings, V variants of the weights, P points, S evaluation sets, M objectives, C what was
+counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,18 +15,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clippo.evaluate.objectives import Objectives
-from clippo.front.counts import AVERAGED, CONFIRM, REFERENCE, SETTINGS, STOPPED, coded, position, split_of
-from clippo.front.evidence import distances
+from clippo.front.counts import AVERAGED, CONFIRM, REFERENCE, SETTINGS, STOPPED, position, split_of
+from clippo.front.evidence import MOST_DRAWN, distances
+from clippo.front.methods import TUNING_LOSS, families_of, methods_of
 from clippo.front.pareto import pareto_mask
 from clippo.front.uncertainty import Array
 from clippo.results import ResultStore, View
+from clippo.results.arrow import booleans, flags, is_in, numbers, texts
 
 LARGE = 5_000
 """Trials of a sweep that a front takes whole."""
-NEAREST = 2_000
-"""Settings of a larger sweep that it takes of each method."""
+NEAREST = MOST_DRAWN
+"""Settings of a larger sweep that it takes of each method: as many as there are points drawn of one."""
 OTHER = 0.1  # what the objective in which a point is farther off counts beside the closer one
-TUNING_LOSS = "cross_entropy"
 COLUMNS = ("trial_id", "variant", "eval_set", "epoch")
 
 
@@ -38,68 +41,118 @@ def nearest_trials(store: ResultStore, sweep: str, trials: pa.Table, objectives:
     if REFERENCE not in ids:
         return trials
     settings = _settings(trials).dictionary_encode()
-    setting_T = settings.indices.to_numpy()
-    tuned = _settings(trials.filter(pc.equal(trials["loss"], TUNING_LOSS)))
-    tuned_K = pc.is_in(settings.dictionary, value_set=tuned).to_numpy(zero_copy_only=False)
-    near_K = _nearest(store, sweep, ids, np.where(_offers(trials), setting_T, -1), tuned_K, objectives)
-    return trials.filter(pc.or_(pa.array(near_K[setting_T]), _never_left_out(trials)))
+    setting_T = numbers(settings.indices)
+    tuned_K = np.zeros(len(settings.dictionary), dtype=np.bool_)
+    tuned_K[setting_T[flags(is_in(trials["loss"], [TUNING_LOSS]))]] = True
+    offered_T = np.where(_offers(trials), setting_T, -1)
+    counts, variants = _counted(store, sweep, ids, objectives)
+    points = _measured(counts, variants, offered_T, len(tuned_K), ids.index(REFERENCE), objectives)
+    near_K = np.ones(len(tuned_K), dtype=np.bool_) if points is None else _nearest(*points, variants, tuned_K)
+    return trials.filter(pc.or_(booleans(near_K[setting_T]), _never_left_out(trials)))
+
+
+def _counted(
+    store: ResultStore, sweep: str, ids: Sequence[str], objectives: Objectives
+) -> tuple[NDArray[np.int32], list[str]]:
+    """What was counted after the last epoch of each trial, on validation pictures, and the variants.
+
+    Returns:
+        (C, V, S, T): pictures that are correct, all, and where the goal needs them those that are fooled; 0
+        where nothing was measured. V names.
+    """
+    sets = _sets(objectives)
+    counted = ["n_correct", "n_total"] + ["n_fooled"] * (objectives.goal.measure == "fooled")
+    wanted = View(columns=(*COLUMNS, *counted), where={"eval_set": sets}, dictionary=True)
+    batches = store.evals(sweep, wanted).to_batches()  # each small enough for the caches
+    trial_of, set_of = _Coder(ids), _Coder(sets)
+    variant_of = _Coder(sorted({v for b in batches for v in b["variant"].dictionary.to_pylist()}))
+    last_epoch = np.zeros(len(ids) + 1, dtype=np.int64)  # the last one is of trials that ended since
+    for batch in batches:
+        trial, epoch = trial_of(batch["trial_id"]), numbers(batch["epoch"])
+        while (later := epoch > last_epoch[trial]).any():  # a trial may be in it several times
+            last_epoch[trial[later]] = epoch[later]
+    shape = len(variant_of.names), len(sets), len(last_epoch)
+    counts = np.zeros((len(counted), math.prod(shape)), dtype=np.int32)
+    for batch in batches:
+        trial = trial_of(batch["trial_id"])
+        trial = np.where(numbers(batch["epoch"]) < last_epoch[trial], len(ids), trial)
+        cell = (variant_of(batch["variant"]) * shape[1] + set_of(batch["eval_set"])) * shape[2] + trial
+        for of_name, name in zip(counts, counted, strict=True):
+            of_name[cell] = numbers(batch[name])
+    return counts.reshape(-1, *shape)[..., : len(ids)], variant_of.names
+
+
+def _measured(
+    counts: NDArray[np.int32], variants: Sequence[str], setting_T: NDArray[np.int32], settings: int,
+    reference: int, objectives: Objectives,
+) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]] | None:  # fmt: skip
+    """The objectives of all points (P, M), the untouched model first, their settings and variants (P,).
+
+    None where the untouched model lacks something: whoever reads the counts will say what.
+
+    Args:
+        setting_T: of each trial; -1 of those that offer no point.
+        settings: how many there are.
+        reference: the trial that is the untouched model.
+    """
+    starts = np.array([position(v) == 0 for v in variants], dtype=np.bool_)  # the untouched model again
+    own = np.flatnonzero((counts[1, :, :, reference] > 0).all(axis=1) & ~starts)
+    if not len(own) or not counts[0, own[0], len(objectives.goal.sets) :, reference].all():
+        return None
+    first_CS1 = counts[:, own[0], :, reference, None]
+    measured: list[Array] = []
+    owners, which = [np.array([setting_T[reference]], dtype=np.int64)], [own[:1]]
+    for v in np.flatnonzero(~starts):  # all at once would be hundreds of megabytes
+        # Sums over the seeds have the ratios that means have.
+        sums = [[np.bincount(setting_T + 1, of, settings + 1)[1:] for of in sets] for sets in counts[:, v]]
+        sums_CSK = np.array(sums)
+        complete_K = (sums_CSK[1] > 0).all(axis=0)
+        complete_K[setting_T[reference]] = False
+        counts_CSP = np.concatenate([first_CS1, sums_CSK[..., complete_K]], axis=2)
+        correct_PS, total_PS, fooled_PS = (counts_CSP[i].T for i in (0, 1, -1))
+        split = split_of((correct_PS, total_PS, fooled_PS), _sets(objectives), "validation", objectives, {})
+        found = split.objectives()
+        measured += [found[1:]] if measured else [found]
+        owners.append(np.flatnonzero(complete_K))
+        which.append(np.full(len(owners[-1]), v))
+    return np.concatenate(measured), np.concatenate(owners), np.concatenate(which)
 
 
 def _nearest(
-    store: ResultStore, sweep: str, ids: Sequence[str], setting_T: NDArray[np.int32],
-    tuned_K: NDArray[np.bool_], objectives: Objectives,
+    measured_PM: Array, owner_P: NDArray[np.int64], variant_P: NDArray[np.int64], variants: Sequence[str],
+    tuned_K: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:  # fmt: skip
-    """Which settings are near, (K,); trials of setting -1 offer no point."""
-    goal, sets = objectives.goal, [f"validation/{s}" for s in objectives.sets]
-    counted = ["n_correct", "n_total"] + ["n_fooled"] * (goal.measure == "fooled")
-    wanted = View(columns=(*COLUMNS, *counted), where={"eval_set": sets}, dictionary=True)
-    evals = store.evals(sweep, wanted)
-    trial, _ = coded(evals["trial_id"], ids)
-    variant, variants = coded(evals["variant"])
-    which, _ = coded(evals["eval_set"], sets)
-    epoch = evals["epoch"].to_numpy()
-    last_epoch = np.zeros(len(ids) + 1, dtype=epoch.dtype)  # the last one is of trials that ended since
-    np.maximum.at(last_epoch, trial, epoch)
-    n_settings, setting_T = len(tuned_K), np.append(setting_T, -1)
-    cells = n_settings * len(variants) * len(sets)
-    cell = setting_T[trial]
-    for size, code in ((len(variants), variant), (len(sets), which)):
-        cell *= size
-        cell += code
-    cell[(setting_T[trial] < 0) | (epoch < last_epoch[trial])] = cells  # beyond the last one
-    del trial, variant, which, epoch  # hundreds of megabytes
-    # The sums over the seeds have the ratios that the means have. (The view is for the type checker.)
-    counts: list[Array] = [
-        np.bincount(cell, evals[n].to_numpy(), cells + 1)[:cells].reshape(-1, len(sets)).view(np.float64)
-        for n in counted
-    ]
-    correct_PS, total_PS = counts[:2]
-    del evals, cell
-    pa.default_memory_pool().release_unused()
-
-    start_V = np.array([position(v) == 0 for v in variants], dtype=np.bool_)  # the untouched model again
-    complete = np.flatnonzero((total_PS > 0).all(axis=1) & ~np.tile(start_V, n_settings))
-    untouched = complete // len(variants) == setting_T[ids.index(REFERENCE)]
-    if not untouched.any() or not correct_PS[complete[untouched][0], len(goal.sets) :].all():
-        return np.ones(n_settings, dtype=np.bool_)  # whoever reads the counts will say what is wrong
-    complete = np.concatenate([complete[untouched], complete[~untouched]])  # the first one of SplitCounts
-    kept = tuple(c[complete] for c in (correct_PS, total_PS, counts[-1]))
-    measured_PM = split_of(kept, sets, "validation", objectives, {}).objectives()
-    owner_P, variant_P = complete // len(variants), complete % len(variants)
-    near_K = np.zeros(n_settings, dtype=np.bool_)
+    """Which settings are near, (K,)."""
     curve_P = np.array(["=" in v for v in variants])[variant_P]
     averaged_P = np.array([v == AVERAGED for v in variants])[variant_P]
-    tuned_P = tuned_K[owner_P]
-    # As in `clippo.front.points`: preferences, tuning, and interpolation, which ends at the averaged weights.
-    for family_P in (~tuned_P, tuned_P & ~curve_P, tuned_P & (curve_P | averaged_P)):
-        family_P[0] = True
-        members = np.flatnonzero(family_P)
-        off_K = np.full(n_settings, np.inf)
-        np.minimum.at(off_K, owner_P[members], _off(measured_PM[members]))
+    near_K = np.zeros(len(tuned_K), dtype=np.bool_)
+    for family_P in families_of(methods_of(tuned_K[owner_P], curve_P), averaged_P).values():
+        off_K = np.full(len(tuned_K), np.inf)
+        np.minimum.at(off_K, owner_P[family_P], _off(measured_PM[family_P]))
         off_K[owner_P[0]] = np.inf  # the untouched model takes no other's place
         closest = np.argsort(off_K, kind="stable")[:NEAREST]
         near_K[closest[np.isfinite(off_K[closest])]] = True
     return near_K
+
+
+def _sets(objectives: Objectives) -> list[str]:
+    return [f"validation/{s}" for s in objectives.sets]
+
+
+class _Coder:
+    """Makes numbers of texts: which of some names each one is; as many as there are names for any other."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._number = {name: i for i, name in enumerate(names)}
+        self._dictionary, self._codes = texts([]), np.zeros(0, dtype=np.int64)
+
+    def __call__(self, column: pa.DictionaryArray) -> NDArray[np.int64]:
+        if not column.dictionary.equals(self._dictionary):  # neighbouring batches have the same
+            self._dictionary = column.dictionary
+            found = [self._number.get(text, len(self.names)) for text in column.dictionary.to_pylist()]
+            self._codes = np.array(found, dtype=np.int64)
+        return self._codes[numbers(column.indices)]
 
 
 def _off(measured_PM: Array) -> Array:
@@ -108,29 +161,30 @@ def _off(measured_PM: Array) -> Array:
     By the objective in which it is closer. Many points can be as good as any in one of them, as where
     retention is at its cap; the other one then decides between them.
     """
-    off_PM = distances(measured_PM)
-    off_P = off_PM.min(axis=1) + OTHER * off_PM.max(axis=1)
-    off_P[pareto_mask(measured_PM)] = -1
-    return off_P
+    one_P, other_P = distances(measured_PM).T
+    off_P = np.minimum(one_P, other_P) + OTHER * np.maximum(one_P, other_P)
+    return np.where(pareto_mask(measured_PM), -1.0, off_P)
 
 
 def _offers(trials: pa.Table) -> NDArray[np.bool_]:
     """Which trials offer points to the front of the search."""
     status = trials["status"]
-    left_weights = pc.and_(pc.equal(status, STOPPED), pc.is_valid(trials["checkpoint_uri"]))
-    offers = pc.or_(pc.equal(status, "completed"), left_weights)
-    return pc.and_(offers, pc.invert(pc.starts_with(trials["trial_id"], CONFIRM))).to_numpy()
+    left_weights = pc.and_(is_in(status, [STOPPED]), pc.is_valid(trials["checkpoint_uri"]))
+    offers = pc.or_(is_in(status, ["completed"]), left_weights)
+    return flags(pc.and_(offers, pc.invert(pc.starts_with(trials["trial_id"], CONFIRM))))
 
 
 def _settings(trials: pa.Table) -> pa.Array:
     """What each trial ran but for its seed; a confirming trial is no seed of what it confirms."""
     names = [n for n in (*SETTINGS, "params_json") if n in trials.column_names and n != "seed"]
-    texts = [trials[n].cast(pa.string()) for n in names] + [_never_left_out(trials).cast(pa.string())]
-    joined = pc.binary_join_element_wise(*texts, "|", null_handling="replace", null_replacement="")
-    return joined.combine_chunks() if joined.num_chunks else pa.array([], pa.string())
+    parts = [trials[n].cast(pa.string()) for n in names] + [_never_left_out(trials).cast(pa.string())]
+    joined = pc.binary_join_element_wise(
+        *parts, texts(["|"])[0], null_handling="replace", null_replacement=""
+    )
+    return joined.combine_chunks()
 
 
 def _never_left_out(trials: pa.Table) -> pa.ChunkedArray:
     """The untouched model and confirming trials: (T,)."""
     ids = trials["trial_id"]
-    return pc.or_(pc.equal(ids, REFERENCE), pc.starts_with(ids, CONFIRM))
+    return pc.or_(is_in(ids, [REFERENCE]), pc.starts_with(ids, CONFIRM))

@@ -41,26 +41,51 @@ def pareto_mask(points: ArrayLike, maximize: bool | Sequence[bool] = True) -> ND
 
     mask_N = np.zeros(len(points_NM), dtype=np.bool_)
     measured = np.flatnonzero(~np.isnan(points_NM).any(axis=1))
-    # best first in the first objective, ties by the next: no point dominates one that comes before it
-    order = measured[np.lexsort(points_NM[measured].T[::-1])[::-1]]
-    sorted_NM = points_NM[order]
-    is_new_N = np.ones(len(order), dtype=np.bool_)
-    is_new_N[1:] = (sorted_NM[1:] != sorted_NM[:-1]).any(axis=1)
-    on_front = _front_of_distinct(sorted_NM[is_new_N])
-    mask_N[order] = on_front[np.cumsum(is_new_N) - 1]
+    front_of = _front_of_two if points_NM.shape[1] == 2 else _front_of_many
+    mask_N[measured] = front_of(points_NM[measured])
     return mask_N
 
 
-def _front_of_distinct(sorted_NM: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The front of distinct points that are sorted in descending lexicographic order."""
-    on_front_N = np.zeros(len(sorted_NM), dtype=np.bool_)
-    if sorted_NM.shape[1] == 2:
-        on_front_N[:1] = True
-        second_N = sorted_NM[:, 1]
-        on_front_N[1:] = second_N[1:] > np.maximum.accumulate(second_N)[:-1]
-        return on_front_N
-    rest = np.arange(len(sorted_NM))
+def best_of(front_NM: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best second objective among those points of a front that are at least as good in the first one.
+
+    Takes a front of two objectives, maximised, (N, 2), and values of the first, of any shape. NaN where no
+    point is as good.
+    """
+    front_NM = front_NM[np.argsort(front_NM[:, 0])]
+    place = np.searchsorted(front_NM[:, 0], first)
+    best: NDArray[np.float64] = np.append(front_NM[:, 1], np.nan)[place]
+    return best
+
+
+def _front_of_two(points_NM: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The front of two objectives: in each group that is equal in the first one, the best in the second,
+    if that is better than in all groups before.
+    """
+    order = np.argsort(-points_NM[:, 0])
+    first_N, second_N = points_NM[order].T
+    ends = np.flatnonzero(np.append(first_N[1:] != first_N[:-1], len(order) > 0))
+    best_G = np.maximum.accumulate(second_N)[ends]
+    better_G = np.ones(len(ends), dtype=np.bool_)
+    better_G[1:] = best_G[1:] > best_G[:-1]
+    sizes = np.diff(ends, prepend=-1)
+    mask_N = np.empty(len(order), dtype=np.bool_)
+    mask_N[order] = np.repeat(better_G, sizes) & (second_N == np.repeat(best_G, sizes))
+    return mask_N
+
+
+def _front_of_many(points_NM: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The front of any number of objectives."""
+    # best first in the first objective, ties by the next: no point dominates one that comes before it
+    order = np.lexsort(points_NM.T[::-1])[::-1]
+    sorted_NM = points_NM[order]
+    is_new_N = np.ones(len(order), dtype=np.bool_)
+    is_new_N[1:] = (sorted_NM[1:] != sorted_NM[:-1]).any(axis=1)
+    distinct_NM = sorted_NM[is_new_N]
+    on_front_N, rest = np.zeros(len(distinct_NM), dtype=np.bool_), np.arange(len(distinct_NM))
     while len(rest):
         on_front_N[rest[0]] = True
-        rest = rest[(sorted_NM[rest] > sorted_NM[rest[0]]).any(axis=1)]
-    return on_front_N
+        rest = rest[(distinct_NM[rest] > distinct_NM[rest[0]]).any(axis=1)]
+    mask_N = np.empty(len(order), dtype=np.bool_)
+    mask_N[order] = on_front_N[np.cumsum(is_new_N) - 1]
+    return mask_N

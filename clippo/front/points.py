@@ -31,7 +31,6 @@ from clippo.front.counts import (
     SPREAD_DRAWS,
     CountTable,
     Ranked,
-    Setting,
     SplitCounts,
     position,
     read_counts,
@@ -42,9 +41,7 @@ from clippo.front.front import (
     CONFIDENCE,
     METHODS,
     MIN_RETENTION,
-    PAINT,
     PREFERENCE,
-    TUNING,
     UNTOUCHED,
     Bounds,
     Comparison,
@@ -52,11 +49,13 @@ from clippo.front.front import (
     Measured,
     Point,
 )
-from clippo.front.nearest import LARGE, TUNING_LOSS, nearest_trials
+from clippo.front.methods import TUNING_LOSS, families_of, methods_of
+from clippo.front.nearest import LARGE, nearest_trials
 from clippo.front.pareto import pareto_mask
 from clippo.front.searched import searched_front
 from clippo.front.uncertainty import Array, seed_spread, wilson_interval
 from clippo.results import ResultStore, View
+from clippo.results.arrow import is_in
 
 
 def front_of(
@@ -152,12 +151,9 @@ def read_front(
     validation, test = counts.split("validation"), counts.split("test")
     noise, repeated, seed_sd = _noise(counts)
     methods = _methods(counts)
-    untouched = methods == METHODS.index(UNTOUCHED)
-    families = {name: untouched | (methods == i) for i, name in enumerate(METHODS)}
-    # The curve of interpolated weights ends at the averaged ones.
-    families[PAINT] |= families[TUNING] & (np.array(counts.variant_P) == AVERAGED)
+    families = families_of(methods, np.array(counts.variant_P) == AVERAGED)
     families = {name: family for name, family in families.items() if family.sum() > 1 or name == UNTOUCHED}
-    everything, others = np.ones_like(untouched), methods != METHODS.index(PREFERENCE)
+    everything, others = np.ones(len(methods), dtype=np.bool_), methods != METHODS.index(PREFERENCE)
     evidence = Evidence.of(validation, noise, [everything, others, *families.values()])
 
     on_front = pareto_mask(evidence.measured_PM)
@@ -209,7 +205,7 @@ def read_front(
 
 def _totals(trials: pa.Table) -> dict[str, Any]:
     """How many trials of the search ended in which way, and what all trials took."""
-    searched, _ = _searched_and_confirming(trials.filter(pc.not_equal(trials["trial_id"], REFERENCE)))
+    searched, _ = _searched_and_confirming(trials.filter(pc.invert(is_in(trials["trial_id"], [REFERENCE]))))
     ended = Counter(searched["status"].to_pylist())
     return {
         "completed": ended["completed"],
@@ -244,16 +240,8 @@ def _noise(counts: CountTable) -> tuple[Noise, int, Bounds]:
 
 def _methods(counts: CountTable) -> NDArray[np.int64]:
     """Which of `METHODS` made each point."""
-
-    def method(setting: Setting, variant: str) -> str:
-        if setting.trial_id == REFERENCE:
-            return UNTOUCHED
-        if setting.settings.get("loss") != TUNING_LOSS:
-            return PREFERENCE
-        return PAINT if "=" in variant else TUNING
-
-    owners = [counts.settings[o] for o in counts.owner_P]
-    return np.array([METHODS.index(method(o, v)) for o, v in zip(owners, counts.variant_P, strict=True)])
+    tuned_K = np.array([s.settings.get("loss") == TUNING_LOSS for s in counts.settings], dtype=np.bool_)
+    return methods_of(tuned_K[counts.owner_P], np.array(["=" in v for v in counts.variant_P]))
 
 
 def _points(
@@ -361,7 +349,7 @@ def _in_unit(goal: Goal, low: float, high: float) -> Bounds:
 def _searched_and_confirming(trials: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The trials of the search, and those that confirm; both with the untouched model."""
     confirming = pc.starts_with(trials["trial_id"], CONFIRM)
-    untouched = pc.equal(trials["trial_id"], REFERENCE)
+    untouched = is_in(trials["trial_id"], [REFERENCE])
     return trials.filter(pc.invert(confirming)), trials.filter(pc.or_(confirming, untouched))
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clippo.errors import StoreError
+from clippo.results.arrow import is_in, repeated
 
 SCHEMA_VERSION = 3
 STATUSES = ("completed", "stopped_early", "failed")
@@ -270,36 +270,18 @@ def _conformed(table: pa.Table, schema: pa.Schema, sweep: str | None = None) -> 
             found = table[wanted.name]
             columns.append(found if found.type == wanted.type else found.cast(wanted.type))
         elif wanted.name == "sweep" and sweep is not None:
-            columns.append(_texts([sweep]).take(_zeros(len(table))).cast(wanted.type))
+            columns.append(repeated(sweep, len(table)).cast(wanted.type))
         else:
             columns.append(pa.nulls(len(table), wanted.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-# pyarrow imports pandas, where it is installed, to take a value from Python, which lasts as long as to read
-# tens of thousands of trials. Buffers go without.
-
-
-def _texts(values: Sequence[str]) -> pa.Array:
-    encoded = [value.encode() for value in values]
-    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
-    return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
-
-
-def _zeros(length: int) -> pa.Array:
-    return pa.Array.from_buffers(pa.int32(), length, [None, pa.py_buffer(bytes(4 * length))])
-
-
-def _array(values: Sequence[Any]) -> pa.Array:
-    return _texts(values) if all(isinstance(value, str) for value in values) else pa.array(list(values))
-
-
 def _filtered(
     table: pa.Table, where: Mapping[str, Sequence[object]], left_out: Sequence[str] = ()
 ) -> pa.Table:
-    masks = [pc.is_in(table[name], _array(values)) for name, values in where.items()]
+    masks = [is_in(table[name], values) for name, values in where.items()]
     if left_out:
-        masks.append(pc.invert(pc.is_in(table["trial_id"], _array(left_out))))
+        masks.append(pc.invert(is_in(table["trial_id"], left_out)))
     return table.filter(reduce(pc.and_, masks)) if masks else table
 
 
@@ -311,9 +293,11 @@ def _chosen(metadata: pq.FileMetaData, column: int, values: Sequence[Any]) -> tu
         if statistics is None or not statistics.has_min_max:
             groups.add(number)
             pure = False
-        elif any(statistics.min <= value <= statistics.max for value in values):
+            continue
+        lowest, highest = statistics.min, statistics.max
+        if any(lowest <= value <= highest for value in values):
             groups.add(number)
-            pure &= statistics.min == statistics.max and statistics.null_count == 0
+            pure &= lowest == highest and statistics.null_count == 0
     return groups, pure
 
 

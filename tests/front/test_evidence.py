@@ -8,7 +8,7 @@ import pytest
 
 from clippo.front import evidence, hypervolume, pareto_mask
 from clippo.front.counts import SplitCounts
-from clippo.front.evidence import HV_REFERENCE_POINT, Evidence, Noise
+from clippo.front.evidence import HV_REFERENCE_POINT, Evidence, Noise, distances
 from tests.front.sweeps import OBJECTIVES
 
 PICTURES = 384
@@ -51,6 +51,14 @@ def measured(accuracy_PS: np.ndarray, shared: float, rng: np.random.Generator) -
     own = rng.random((points, sets, PICTURES))
     ease = np.where(rng.random(own.shape) < shared, common, own)
     return (ease < accuracy_PS[..., None]).mean(axis=-1)
+
+
+def test_distances_are_to_the_best_that_is_as_good_in_the_other_objective() -> None:
+    points_PM = np.random.default_rng(0).integers(0, 9, (200, 2)) / 8
+    for point, off in zip(points_PM, distances(points_PM), strict=True):
+        for m in (0, 1):
+            as_good = points_PM[points_PM[:, 1 - m] >= point[1 - m]]
+            assert off[m] == as_good[:, m].max() - point[m]
 
 
 def test_equal_counts_are_equal_robustness() -> None:

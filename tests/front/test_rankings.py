@@ -32,25 +32,38 @@ def rankings_of(scores: np.ndarray) -> list[Ranking]:
     return [ranked(s, GROUPS, K, query=f"q{i}", group_names=names) for i, s in enumerate(scores)]
 
 
-def front(points: dict[str, tuple[list[Ranking], int]], seeds: dict[str, int] | None = None) -> Front:
-    """The front of trials with these rankings and so many of 1,000 pictures read right."""
-    trials, evals, rows = [], [], []
-    for number, (trial_id, (rankings, right)) in enumerate(points.items()):
-        settings = None
-        if number:
-            seed = (seeds or {}).get(trial_id, 0)
-            # Without seeds every trial is a setting of its own.
-            settings = SETTINGS | ({"seed": seed} if seeds else {"kl_weight": float(number)})
-        trials.append(trial_row(trial_id, settings, number))
-        variant = "averaged" if number else "reference"
+def tables_of(
+    points: dict[str, tuple[list[Ranking], int]], seeds: dict[str, int] | None = None
+) -> dict[str, pa.Table]:
+    """The rows of trials with these rankings and so many of 1,000 pictures read right.
+
+    A name is of a trial, or of a variant of its weights: ``00001 t=0.5``.
+    """
+    trials, evals, rows = {}, [], []
+    for name, (rankings, right) in points.items():
+        trial_id, _, variant = name.partition(" ")
+        number = len(trials)
+        if trial_id not in trials:
+            settings = None
+            if number:
+                seed = (seeds or {}).get(trial_id, 0)
+                # Without seeds every trial is a setting of its own.
+                settings = SETTINGS | ({"seed": seed} if seeds else {"kl_weight": float(number)})
+            trials[trial_id] = trial_row(trial_id, settings, number)
+        variant = variant or ("averaged" if number else "reference")
         for split in ("validation", "test"):
             key = {"sweep": "made", "trial_id": trial_id, "attempt": 0, "epoch": 1, "variant": variant}
-            for name, correct in (("read", right), ("ranked", 500)):
+            for eval_set, correct in (("read", right), ("ranked", 500)):
                 counts = {"n_correct": correct, "n_total": 1000, "n_fooled": 0, "seed": 0}
-                evals.append({**key, "eval_set": f"{split}/{name}", **counts})
+                evals.append({**key, "eval_set": f"{split}/{eval_set}", **counts})
             rows += [{**key, "eval_set": f"{split}/ranked", "seed": 0, **vars(r)} for r in rankings]
-    tables = {"trials": trials, "evals": evals, "rankings": rows}
-    made = {name: pa.Table.from_pylist(rows, schema=TABLES[name]) for name, rows in tables.items()}
+    made = {"trials": list(trials.values()), "evals": evals, "rankings": rows}
+    return {name: pa.Table.from_pylist(rows, schema=TABLES[name]) for name, rows in made.items()}
+
+
+def front(points: dict[str, tuple[list[Ranking], int]], seeds: dict[str, int] | None = None) -> Front:
+    """Their front."""
+    made = tables_of(points, seeds)
     return read_front(
         "made", made["trials"], made["evals"], OWN, rankings=made["rankings"].select(RANKING_COLUMNS)
     )

@@ -13,13 +13,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from clippo.errors import ConfigError, StoreError
 from clippo.front.charts import hypervolume_over_time, progress_chart, selected, slice_charts
-from clippo.front.front import Front
+from clippo.front.front import PLACES, Front
 from clippo.front.points import read_front
 from clippo.front.report import (
     MIN_IMPORTANCE_TRIALS,
@@ -30,7 +31,11 @@ from clippo.front.report import (
     write_report,
 )
 from clippo.results import TABLES, ResultStore
+from clippo.tasks import GenderTask
 from tests.front.sweeps import CONFIG, OBJECTIVES, WORDS, Sweep, make_sweep
+from tests.front.test_rankings import OWN, rankings_of, scores_of, tables_of
+
+GENDER = GenderTask.words
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 HOSTILE = "</script><img src=x onerror=alert(1)><!--DATA-->"
@@ -372,6 +377,47 @@ def test_the_table_is_filtered_and_sorted(opened: Visit, sweep: Sweep) -> None:
     assert page.locator("#trials th[aria-sort=ascending]").count() == 1
     page.get_by_role("button", name="00003", exact=True).click()
     assert page.locator("#details h3").inner_text() == "00003, averaged"
+
+
+def ranked_report(path: Path) -> None:
+    """The report of a sweep for what is read as gender: trials with a curve of powers, and two rankings."""
+    shares = {
+        "reference": 0.9,
+        **{f"{i:05d} t={t / 4:g}": 0.9 - i * t / 12 for i in (1, 2) for t in range(4)},
+    }
+    points = {n: (rankings_of(scores_of(bias, 0)), 900 + int(90 * bias)) for n, bias in shares.items()}
+    rows = tables_of(points | {f"{i:05d}": (rankings_of(scores_of(0.9 - i / 3, 0)), 950) for i in (1, 2)})
+    found = read_front("made", rows["trials"], rows["evals"], OWN, rankings=rows["rankings"], words=GENDER)
+    pictures = []
+    for number, row in enumerate(examples() * 2):  # the untouched model has all women behind all men
+        group, place = ("man", "woman")[number % 2], number // 2 + 3 * (number % 2)
+        places = {PLACES: {"reference": place, "recommended": number}}
+        said = {"label": "a photo of a nurse", "attack_word": group, "predictions_json": json.dumps(places)}
+        pictures.append(row | said)
+    table = pa.Table.from_pylist(pictures, schema=TABLES["examples"])
+    config = CONFIG | {"objectives": OWN.to_json(), "words": GENDER.to_json()}
+    path.write_text(render(found, rows["trials"], config, table), encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_a_report_of_rankings(browser: Browser, tmp_path: Path, width: int) -> None:
+    ranked_report(tmp_path / "report.html")
+    opened = visit(browser, tmp_path / "report.html", viewport={"width": width, "height": 740})
+    page = opened.page
+    page.wait_for_function(ALL_DRAWN)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("#gallery h3").all_inner_texts() == [
+        f"a photo of a nurse: {model}" for model in ("untouched", "recommended")
+    ]
+    before, after = (row.locator("figcaption").all_inner_texts() for row in page.locator(".gallery").all())
+    assert before == ["man"] * 3 + ["woman"] * 3
+    assert after == ["man", "woman"] * 3
+    assert page.locator("[data-chart^=curve-]").count() == 2
+    assert "power t of the transform" in page.locator("#curve").inner_text()
+    assert "what is read as gender" in page.locator("h1").inner_text()
+    assert opened.complaints == []
+    assert len(opened.requests) == 1, "no request leaves the page"
+    page.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

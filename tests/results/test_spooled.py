@@ -5,7 +5,6 @@ CLIPPO_TEST_OUTAGE is how long the server is away [s]; 30 is what the design ask
 
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ import pytest
 from clippo.errors import StoreError
 from clippo.results import ResultStore, SpooledStore, spooled
 from clippo.results.spool import Spool
-from tests.conftest import free_ports
+from tests.conftest import free_ports, on_small_disk
 from tests.results.sample import EVALS, METRICS, content, keys, listed, write, write_sweep
 from tests.results.server import OwnS3Server
 
@@ -227,7 +226,7 @@ def test_no_secret_in_spool_and_reports(
     assert not [data for data in seen for secret in secrets if secret.encode() in data]
 
 
-# ---- full disks, which a file system in memory stands for
+# ---- full disks
 
 FULL_DISK = """
 import os, sys
@@ -273,17 +272,8 @@ for line in lines:
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    disk, elsewhere = tmp_path / "disk", tmp_path / "elsewhere"
-    disk.mkdir()
-    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    mounted = 'mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"'
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*mount, mounted, "sh", str(disk), "true"], capture_output=True).returncode
-    ):
-        pytest.skip("no right to mount a small file system")
-    command = [*mount, mounted, "sh", str(disk), sys.executable, "-c", FULL_DISK, str(disk), str(elsewhere)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    disk = tmp_path / "disk"
+    done = on_small_disk(disk, sys.executable, "-c", FULL_DISK, str(disk), str(tmp_path / "elsewhere"))
     assert done.returncode == 0, done.stderr
     said = [
         "no room",
