@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -47,33 +46,13 @@ from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
 from clippo.sweep.scheduler import StoppingScheduler, rule_of
 from clippo.sweep.search import Numbers, Outcome, Proposal, Search, slowness
 from clippo.sweep.space import baseline
+from clippo.sweep.stored import is_resumed, stored
 from clippo.sweep.tracking import Tracking, check_tracking
 from clippo.sweep.trial import tune_trial
 from clippo.sweep.warm_start import known_trials
-from clippo.tasks import objectives_of, resolved, task_named
+from clippo.tasks import resolved, task_named
 from clippo.train.batches import check_batches
 from clippo.train.ray_train import measure_reference
-
-FREE_FIELDS = {
-    "name",
-    "results",
-    "verbose",
-    "dry_run",
-    "workers",
-    "worker_timeout",
-    "gpus_per_worker",
-    "autoscaling",
-    "track",
-    "train.epochs_between_checkpoints",
-    "train.minutes_between_checkpoints",
-    *(
-        f"search.{name}"
-        for name in (
-            "trials", "concurrency", "confirm", "mirror", "device_hours", "wall_hours", "patience",
-        )
-    ),
-}  # fmt: skip
-"""What a resumed sweep may change: where and how long it runs, not what it measures."""
 
 
 def run_sweep(config: SweepConfig, console: Console) -> Front:
@@ -90,7 +69,7 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
     # What the store does not take while it is away waits on local disk.
     with SpooledStore(config.results, report=partial(_say, console)) as store:
         store.check()
-        resumed = _is_resumed(store, config)
+        resumed = is_resumed(store, config)
         finished = finished_trials(store, config.name) if resumed else {}
         began = f" {'resumed' if resumed else 'started'}, results in {store.uri}"
         _say(console, Text.assemble("sweep ", (config.name, "bold"), began))
@@ -406,42 +385,3 @@ def _is_finished(config: SweepConfig, store: ResultStore, finished: Mapping[str,
         return False
     wanted = confirm.proposals(config, front_of(store, config.name))
     return {p.trial_id for p in wanted} <= finished.keys() and store.examples(config.name).num_rows > 0
-
-
-def _is_resumed(store: ResultStore, config: SweepConfig) -> bool:
-    """Whether the store has this sweep already.
-
-    Raises:
-        ConfigError: the name belongs to a sweep of another configuration.
-    """
-    kept = store.config(config.name)
-    if kept is None:
-        return False
-    # A setting that was not there yet had what is its default now.
-    default = resolved(SweepConfig(task=kept.get("task", config.task)))
-    theirs = _flat(json.loads(json.dumps(dataclasses.asdict(default))))
-    theirs |= _flat(kept)
-    if "robustness_sets" in kept:  # as the first version called them
-        theirs["goal_sets"] = kept["robustness_sets"]
-    mine = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
-    differ = sorted(k for k, v in mine.items() if k not in FREE_FIELDS and theirs.get(k) != v)
-    if differ:
-        raise ConfigError(
-            f"sweep {config.name!r} exists in {store.uri} with another {', '.join(differ)}; "
-            "resume it with its own settings or choose another --name"
-        )
-    return True
-
-
-def stored(config: SweepConfig) -> dict[str, Any]:
-    """What the store keeps of a configuration, with what readers need who know no tasks."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    words = task_named(config.task).words
-    return plain | {"objectives": objectives_of(config).to_json(), "words": words.to_json()}
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -13,7 +13,7 @@ from clippo.errors import ConfigError
 from clippo.evaluate import Objectives
 from clippo.front.points import front_of
 from clippo.results import ResultStore
-from clippo.sweep.tuner import _is_resumed
+from clippo.sweep.stored import is_resumed
 from clippo.sweep.warm_start import known_trials
 from clippo.tasks import objectives_of, resolved
 from tests.front.sweeps import CONFIG, make_sweep
@@ -86,11 +86,11 @@ def first_version(config: SweepConfig) -> dict[str, Any]:
 
 def test_a_sweep_of_the_first_version_is_the_same_sweep(tmp_path: Path) -> None:
     store, config = ResultStore(tmp_path), resolved(SweepConfig(name="old"))
-    assert not _is_resumed(store, config)
+    assert not is_resumed(store, config)
     store.write_config("old", first_version(config))
-    assert _is_resumed(store, config)
+    assert is_resumed(store, config)
     other = dataclasses.replace(config, goal_sets=("attacked/seen",))
     with pytest.raises(ConfigError, match="with another goal_sets"):
-        _is_resumed(store, other)
+        is_resumed(store, other)
     own = Objectives.of(store.config("old") or {})
     assert own == objectives_of(config)

@@ -26,7 +26,7 @@ from clippo.sweep.contenders import Contenders
 from clippo.sweep.cost import work_of
 from clippo.sweep.examples import write_examples
 from clippo.sweep.rows import Scorer, TrialRows, finished_trials
-from clippo.sweep.tuner import stored
+from clippo.sweep.stored import stored
 from clippo.tasks import TASKS, Task, resolved
 from clippo.train import TrialSettings, fit
 from clippo.train.ray_train import Shared, load_shared, measure_reference
