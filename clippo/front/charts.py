@@ -148,7 +148,7 @@ def curve_charts(front: Front) -> dict[str, Any]:
         return {}
     words, t = front.words, any(variant.startswith("t=") for variant, _ in front.curve)
     titles = {front.goal.name: words.goal, RETENTION: RETENTION, **words.numbers}
-    place = "power t of the transform" if t else "share of the way to the tuned weights"
+    place = "power t of the transform" if t else "share of the tuned weights"
     charts = {}
     for name in (*front.objectives.names, *words.tiles):
         if name not in front.curve[0][1]:

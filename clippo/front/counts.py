@@ -48,6 +48,9 @@ RANKING_COLUMNS = (
 SPREAD_DRAWS, MOST_RESAMPLES = 200, 500  # more draws take them again, with other noise of the counts
 MOST_SPREAD = 500  # points whose spread is drawn; that of others lies between those of similar ones
 SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "orthogonality", "epochs", "seed")
+TRIAL_COLUMNS = (
+    "sweep", "trial_id", "attempt", "status", "checkpoint_uri", "device_s", "params_json", *SETTINGS,
+)  # fmt: skip
 OWN_CLASSES = ("seen", "held_out")
 """Evaluation sets of the sweep's own pictures; other names are those of published sets."""
 

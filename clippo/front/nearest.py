@@ -18,7 +18,6 @@ from clippo.evaluate.objectives import Objectives
 from clippo.front.counts import AVERAGED, CONFIRM, REFERENCE, SETTINGS, STOPPED, position, split_of
 from clippo.front.evidence import MOST_DRAWN, distances
 from clippo.front.methods import TUNING_LOSS, families_of, methods_of
-from clippo.front.pareto import pareto_mask
 from clippo.front.uncertainty import Array
 from clippo.results import ResultStore, View
 from clippo.results.arrow import booleans, flags, is_in, numbers, texts
@@ -156,14 +155,14 @@ class _Coder:
 
 
 def _off(measured_PM: Array) -> Array:
-    """How far each point is off the front, -1 on it: (P,).
+    """How far each point is off the front, 0 on it alone: (P,).
 
     By the objective in which it is closer. Many points can be as good as any in one of them, as where
     retention is at its cap; the other one then decides between them.
     """
     one_P, other_P = distances(measured_PM).T
-    off_P = np.minimum(one_P, other_P) + OTHER * np.maximum(one_P, other_P)
-    return np.where(pareto_mask(measured_PM), -1.0, off_P)
+    off_P: Array = np.minimum(one_P, other_P) + OTHER * np.maximum(one_P, other_P)
+    return off_P
 
 
 def _offers(trials: pa.Table) -> NDArray[np.bool_]:

@@ -369,7 +369,7 @@ def _rankings(examples: Sequence[Mapping[str, Any]], words: Words) -> str:
     for query, model in sorted(rows, key=lambda row: (row[0], row[1] != REFERENCE)):
         name = "untouched" if model == REFERENCE else model
         figures = "".join(figure for _, figure in sorted(rows[query, model]))
-        shown += f"<h3>{escape(query)}: {escape(name)}</h3><div class='gallery'>{figures}</div>"
+        shown += f"<h3>{escape(query)}: {escape(name)}</h3><div class='gallery ranking'>{figures}</div>"
     return f"<section id='gallery'><h2>What comes first</h2><p>{escape(words.gallery)}</p>{shown}</section>"
 
 

@@ -8,7 +8,6 @@ what came of it.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,6 +28,8 @@ from clippo.front.counts import (
     RANKING_COLUMNS,
     REFERENCE,
     SPREAD_DRAWS,
+    STOPPED,
+    TRIAL_COLUMNS,
     CountTable,
     Ranked,
     SplitCounts,
@@ -77,7 +78,7 @@ def front_of(
     config = store.known_config(sweep)
     search = config.get("search", {})  # those of earlier versions lack some of it
     bound = search.get("min_retention") or MIN_RETENTION
-    trials = store.trials(sweep) if trials is None else trials
+    trials = store.trials(sweep, View(columns=TRIAL_COLUMNS)) if trials is None else trials
     own, ranked = Objectives.of(config), None
     near, where = trials, {}
     names = search.get("objectives") or own.names
@@ -145,9 +146,10 @@ def read_front(
             f"min_retention is {min_retention}; it must be above 0 and at most 1, which is all that the "
             "untouched model can do"
         )
-    counts, fresh = (
-        read_counts(sweep, some, evals, objectives, rankings) for some in _searched_and_confirming(trials)
-    )
+    searched, confirming = _searched_and_confirming(trials)
+    counts = read_counts(sweep, searched, evals, objectives, rankings)
+    few = evals.filter(is_in(evals["trial_id"], confirming["trial_id"].to_pylist()))
+    fresh = read_counts(sweep, confirming, few, objectives, rankings)
     validation, test = counts.split("validation"), counts.split("test")
     noise, repeated, seed_sd = _noise(counts)
     methods = _methods(counts)
@@ -161,8 +163,9 @@ def read_front(
     feasible = evidence.measured_PM[:, 1] >= min_retention
     again = _confirmed(fresh)
     points = _points(counts, evidence, noise, test, methods, on_front, feasible, chance, again)
-    total = evidence.volumes(everything)
-    gain, gain_interval = total.above(evidence.volumes(others))
+    volumes = {mask.tobytes(): evidence.volumes(mask) for mask in (everything, others)}
+    total = volumes[everything.tobytes()]
+    gain, gain_interval = total.above(volumes[others.tobytes()])
     chosen = _best(evidence.measured_PM, on_front, chance)
     turn = _knee(evidence.measured_PM, on_front)
     comparisons = []
@@ -170,14 +173,15 @@ def read_front(
         own_front = np.zeros_like(family)
         own_front[family] = pareto_mask(evidence.measured_PM[family])
         best = _best(evidence.measured_PM, own_front, chance)
-        volumes = evidence.volumes(family)
+        # Without baselines all tuned points are of one method.
+        own_volumes = volumes.get(family.tobytes()) or evidence.volumes(family)
         comparisons.append(
             Comparison(
                 method=name,
                 best=points[best],
                 front=_by_retention((points[i] for i in np.flatnonzero(own_front)), objectives.goal),
-                hypervolume=volumes.measured,
-                hypervolume_interval=volumes.interval,
+                hypervolume=own_volumes.measured,
+                hypervolume_interval=own_volumes.interval,
             )
         )
     return Front(
@@ -206,11 +210,11 @@ def read_front(
 def _totals(trials: pa.Table) -> dict[str, Any]:
     """How many trials of the search ended in which way, and what all trials took."""
     searched, _ = _searched_and_confirming(trials.filter(pc.invert(is_in(trials["trial_id"], [REFERENCE]))))
-    ended = Counter(searched["status"].to_pylist())
+    endings = {"completed": "completed", "failed": "failed", "stopped": STOPPED}
     return {
-        "completed": ended["completed"],
-        "failed": ended["failed"],
-        "stopped": ended["stopped_early"],
+        **{
+            name: pc.sum(is_in(searched["status"], [status])).as_py() or 0 for name, status in endings.items()
+        },
         "device_s": pc.sum(trials["device_s"]).as_py() or 0.0,
     }
 

@@ -96,15 +96,15 @@ def recommendation(front: Front) -> str:
             f"the untouched model. No tuned one keeps {keep} with a chance of {SURE} "
             "or more; see what less retention buys with --min-retention."
         )
-    others = "no other point" if not front.alike else f"{len(front.alike)} other points"
-    others = "1 other point" if len(front.alike) == 1 else others
+    counted = f"{len(front.alike)} other point{'s' * (len(front.alike) > 1)} cannot"
+    others = counted if front.alike else "all other points can"
     low, goal = front.min_retention, front.words.goal
     below = "" if round(point.test.get("retention", 1), 3) >= low else f", which is below {low:g}"
     return (
         f"trial {point.trial_id}, weights {point.variant}, the {front.words.best} point that keeps "
         f"{keep} with a chance of {SURE} or more (here {100 * (point.chance or 0):.0f} %). On test "
         f"pictures, which chose nothing, its {goal} is {_tested(point, front.goal.name)} and its retention "
-        f"{_tested(point, 'retention')}{below}; {others} cannot be told from it."
+        f"{_tested(point, 'retention')}{below}; {others} be told from it."
     )
 
 
@@ -155,13 +155,16 @@ def knee(front: Front) -> str:
     if front.knee is None:
         return "the front has too few points for one."
     rest: Sequence[Point] = front.front[front.front.index(front.knee) + 1 :]
+    at = f"trial {front.knee.trial_id}, weights {front.knee.variant}"
+    if front.knee.trial_id == REFERENCE:
+        at = "the untouched model"
     if not rest:
-        return f"trial {front.knee.trial_id}, weights {front.knee.variant}."
+        return f"{at}."
     end, better = rest[-1], "of" if front.goal.is_maximised else "less"
+    gained, lost = abs(end.goal - front.knee.goal), front.knee.retention - end.retention
     return (
-        f"trial {front.knee.trial_id}, weights {front.knee.variant}; from there to the end of the "
-        f"front, {abs(end.goal - front.knee.goal):.3f} {better} {front.words.goal} costs "
-        f"{front.knee.retention - end.retention:.3f} of retention."
+        f"{at}; from there to the end of the front, {gained:.3f} {better} {front.words.goal} costs "
+        f"{lost:.3f} of retention."
     )
 
 

@@ -282,7 +282,13 @@ def _filtered(
     masks = [is_in(table[name], values) for name, values in where.items()]
     if left_out:
         masks.append(pc.invert(is_in(table["trial_id"], left_out)))
-    return table.filter(reduce(pc.and_, masks)) if masks else table
+    if not masks:
+        return table
+    table = table.filter(reduce(pc.and_, masks))
+    for i, column in enumerate(table.schema):
+        if column.type == _DICTIONARY:  # of what is left
+            table = table.set_column(i, column, table[i].cast(pa.string()).dictionary_encode())
+    return table
 
 
 def _chosen(metadata: pq.FileMetaData, column: int, values: Sequence[Any]) -> tuple[set[int], bool]:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import TypeVar
 
 import pyarrow as pa
@@ -103,11 +104,16 @@ def find_folders(objects: Objects, table: str, sweep: str | None) -> dict[str, F
     manifests = objects.get([f"{folder.path}/{MANIFEST}" for folder in found.values()])
     for folder, data in zip(found.values(), manifests, strict=True):
         if data is not None:
-            for part in json.loads(data)["parts"]:
-                folder.parts.append(Part(f"{folder.path}/{part['name']}", part["rows"], part["trials"]))
+            folder.parts += [Part(f"{folder.path}/{n}", rows, trials) for n, rows, trials in _listed(data)]
             listed = {part.key for part in folder.parts}
             folder.strays = [key for key in folder.strays if key not in listed]
     return found
+
+
+@lru_cache(maxsize=2)  # whoever reads rows looks at the same two several times
+def _listed(manifest: bytes) -> list[tuple[str, int, Attempts]]:
+    """Name, rows and trials of each part."""
+    return [(part["name"], part["rows"], part["trials"]) for part in json.loads(manifest)["parts"]]
 
 
 def read_rows(

@@ -406,6 +406,10 @@ def test_a_report_of_rankings(browser: Browser, tmp_path: Path, width: int) -> N
     page = opened.page
     page.wait_for_function(ALL_DRAWN)
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    panel, table = (page.locator(f".panel{inner}").bounding_box() for inner in ("", " table"))
+    assert panel is not None
+    assert table is not None
+    assert table["x"] + table["width"] < panel["x"] + panel["width"]
     assert page.locator("#gallery h3").all_inner_texts() == [
         f"a photo of a nurse: {model}" for model in ("untouched", "recommended")
     ]
