@@ -40,11 +40,8 @@ def sweep_main(presets: Presets, description: str | None) -> None:
     def run() -> int:
         config = _sweep_config(presets, description)
         quiet(config.verbose)
-        from clippo.sweep import (
-            named,
-            print_plan,
-            run_sweep,
-        )  # they take seconds to import; --help needs none
+        from clippo.sweep.plan import print_plan  # these take seconds to import; --help needs none
+        from clippo.sweep.tuner import named, run_sweep
 
         config, console = named(config), Console()
         if config.dry_run:

@@ -4,6 +4,8 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import clippo.data.attack
 import clippo.evaluate
 import clippo.front
@@ -41,9 +43,11 @@ def test_signatures_of_the_contract() -> None:
     assert all(hasattr(clippo.results.ResultStore, table) for table in ("trials", "metrics", "evals"))
 
 
-def test_results_and_front_import_neither_torch_nor_ray() -> None:
-    code = "import sys, clippo.cli; print({'torch', 'ray', 'optuna'} & sys.modules.keys())"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "set()\n"
-    )
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [("clippo.cli", {"torch", "ray", "optuna"}), ("clippo.sweep.trial", {"optuna", "sqlalchemy", "altair"})],
+)
+def test_what_a_process_does_not_need_is_not_imported(module: str, unwanted: set[str]) -> None:
+    code = f"import sys, {module}; print({unwanted!r} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

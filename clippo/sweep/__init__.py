@@ -1,6 +1,4 @@
-"""The sweep: what is searched, how, and where the results go."""
+"""The sweep: what is searched, how, and where the results go.
 
-from clippo.sweep.plan import print_plan
-from clippo.sweep.tuner import named, run_sweep
-
-__all__ = ["named", "print_plan", "run_sweep"]
+Nothing is imported here: the process of a trial needs ``trial`` and none of what searches.
+"""
