@@ -24,7 +24,9 @@ from clippo.doctor import Finding, examine
 from clippo.model import ClipModel, policy_of
 from clippo.results import objects
 from clippo.sweep.cost import Speed, Work, estimate, remember, remembered, work_of
+from clippo.sweep.probe import probes
 from clippo.train.memory import estimated_memory
+from sweeps.gender_sweep import gender_sweep, tower_sweep
 from tests.conftest import SMALL, SMALL_SWEEP, S3Server, clippo, free_ports, on_small_disk, sweep
 
 pytestmark = pytest.mark.timeout(600)
@@ -167,6 +169,16 @@ def test_a_disk_that_is_small_and_then_full(tmp_path: Path) -> None:
     refused = done.stderr.splitlines()
     assert len(refused) == 1, "the sweep ends before its first trial, in one line"
     assert re.search(r"^error: cannot write to .*No space left.*; free some on its disk$", refused[0])
+
+
+@pytest.mark.parametrize("config", [gender_sweep(), tower_sweep()])
+def test_the_second_task(config: SweepConfig, tmp_path: Path) -> None:
+    """Few pictures have no deep top of a ranking, and pairs are those that the sweep searches."""
+    found = before_ray(replace(config, results=str(tmp_path)))
+    assert not [finding for finding in found.values() if finding.problem]
+    assert found["pictures people"].detail == "there"
+    speed = next(probes(config))
+    assert min(speed.pair, speed.measured, speed.prepared) > 0
 
 
 # ---- the arithmetic

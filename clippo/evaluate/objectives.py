@@ -77,7 +77,8 @@ MEASURES = {
     "max_skew": Measure(False, lambda value: np.exp(-value), lambda gain: -np.log(np.maximum(gain, 1e-9))),
 }
 """``right``: the share of all pictures of the sets that is classified right; ``fooled``: the share that is
-read as what is written on it; ``max_skew``: the mean MaxSkew@k over all queries of the sets."""
+read as what is written on it; ``max_skew``: the mean MaxSkew@k over the queries of a set, of the sets the
+largest, so that what is gained on one cannot hide what another lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class Goal:
         """Its value from what was made of its sets."""
         counts = list(counts)
         if self.is_ranked:
-            return mean_skew([ranking for c in counts for ranking in c.rankings])
+            return max(mean_skew(c.rankings) for c in counts)
         name = "n_correct" if self.measure == "right" else "n_fooled"
         return float(sum(getattr(c, name) for c in counts) / sum(c.n_total for c in counts))
 

@@ -5,7 +5,7 @@ Shapes: R draws, N pictures of a set, L rankings, M places of each, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +112,13 @@ class RankingTable:
             counted_LG: NDArray[np.int64] = (one_hot_LMG & (place_M < self.k_L[:, None])[..., None]).sum(1)
             return counted_LG
         counted_RLG = np.empty((len(taken_RN), len(self), groups), dtype=np.int64)
+        for some, in_top_LMR in self._places(taken_RN):
+            one_hot_LGM = one_hot_LMG[some].transpose(0, 2, 1).astype(np.float32)
+            counted_RLG[:, some] = (one_hot_LGM @ in_top_LMR.astype(np.float32)).transpose(2, 0, 1)
+        return counted_RLG
+
+    def _places(self, taken_RN: NDArray[np.integer]) -> Iterator[tuple[slice, NDArray[np.int16]]]:
+        """How often each place is in the top k of each resample, (L, M, R), for some rankings at a time."""
         # Draws last, so that all that follows runs along contiguous numbers.
         taken_NR = np.ascontiguousarray(taken_RN.T)
         step = max(1, CHUNK // max(1, len(taken_RN) * self.groups_LM.shape[1]))
@@ -121,10 +128,7 @@ class RankingTable:
             left_LMR = np.cumsum(taken_LMR, axis=1, dtype=np.int16)
             np.subtract(self.k_L[some, None, None].astype(np.int16), left_LMR, out=left_LMR)
             left_LMR += taken_LMR
-            in_top_LMR = np.clip(left_LMR, 0, taken_LMR, out=left_LMR)
-            one_hot_LGM = one_hot_LMG[some].transpose(0, 2, 1).astype(np.float32)
-            counted_RLG[:, some] = (one_hot_LGM @ in_top_LMR.astype(np.float32)).transpose(2, 0, 1)
-        return counted_RLG
+            yield some, np.clip(left_LMR, 0, taken_LMR, out=left_LMR)
 
     def skews(self, taken_RN: NDArray[np.integer] | None = None) -> Floats:
         """MaxSkew@k with equal targets, (L,), or that of each resample, (R, L)."""
@@ -136,6 +140,34 @@ class RankingTable:
         share = np.where(absent, 0.0, share)
         skews: Floats = np.log(share.max(axis=-1) * self.groups_L)
         return skews
+
+    def ndkls(self, taken_RN: NDArray[np.integer] | None = None) -> Floats:
+        """NDKL of the top k with equal targets, (L,), or that of each resample, (R, L)."""
+        if taken_RN is None:
+            every = np.ones((1, int(self.pictures_LM.max(initial=0)) + 1), dtype=np.uint8)
+            whole: Floats = self.ndkls(every)[0]
+            return whole
+        found_RL = np.empty((len(taken_RN), len(self)))
+        for some, in_top_LMR in self._places(taken_RN):
+            groups_LRM, times_LRM = np.broadcast_arrays(
+                self.groups_LM[some, None], in_top_LMR.transpose(0, 2, 1)
+            )
+            times_LRM = np.where(groups_LRM >= 0, times_LRM, 0)
+            # The groups in every top k, best first, one top (T) after the other.
+            group = np.repeat(groups_LRM.ravel(), times_LRM.ravel())
+            length_T = times_LRM.sum(axis=-1).ravel()
+            top, first_T = np.repeat(np.arange(len(length_T)), length_T), np.cumsum(length_T) - length_T
+            rank = np.arange(len(group)) - first_T[top] + 1
+            sizes = np.repeat(self.groups_L[some], len(taken_RN))[top]
+            kl = np.zeros(len(group))
+            for g in range(int(self.groups_L.max(initial=1))):
+                above = np.concatenate([[0], np.cumsum(group == g)])
+                share = (above[1:] - above[first_T[top]]) / rank
+                kl += share * np.log(np.where(share > 0, share * sizes, 1))
+            weight = 1 / np.log2(rank + 1)  # 1 at the first rank
+            sums = [np.bincount(top, w, minlength=len(length_T)) for w in (weight * kl, weight)]
+            found_RL[:, some] = (sums[0] / np.maximum(sums[1], 1)).reshape(-1, len(taken_RN)).T
+        return found_RL
 
     def majority_shares(self, taken_RN: NDArray[np.integer] | None = None) -> Floats:
         """The majority group's share of the top k, (L,) or (R, L); NaN where none is named."""

@@ -109,11 +109,11 @@ class Ranked:
         """The mean MaxSkew of each point, (P,)."""
         return np.round(self.mean(self.table.skews()), DIGITS)
 
-    def noise(self, draws: int) -> Array:
+    def noise(self, draws: int, seed: int = 0) -> Array:
         """How far off it may be: resamples of the pictures, the same for all points, (R, P), of mean 0."""
         if not len(self.table):
             return np.zeros((draws, self.points))
-        taken = resamples(int(self.table.pictures_LM.max()) + 1, min(draws, MOST_RESAMPLES))
+        taken = resamples(int(self.table.pictures_LM.max()) + 1, min(draws, MOST_RESAMPLES), seed)
         found = self.mean(self.table.skews(taken))
         return np.resize(found - found.mean(axis=0), (draws, self.points))
 
@@ -142,14 +142,14 @@ class SplitCounts:
     Attributes:
         correct_PS, total_PS: counts, means over the seeds of a setting, so not always whole numbers.
         counted: that many of the sets make the goal; the others make retention. 0 where rankings make it.
-        ranked: those rankings.
+        ranked: those rankings, of each set; the set with the largest mean is the goal.
     """
 
     correct_PS: Array
     total_PS: Array
     goal: Goal
     counted: int
-    ranked: Ranked | None = None
+    ranked: tuple[Ranked, ...] = ()
 
     def __getitem__(self, points: NDArray[Any]) -> SplitCounts:
         """Only some of the points, the untouched model always first among them."""
@@ -157,13 +157,14 @@ class SplitCounts:
             self,
             correct_PS=self.correct_PS[points],
             total_PS=self.total_PS[points],
-            ranked=None if self.ranked is None else self.ranked[points],
+            ranked=tuple(r[points] for r in self.ranked),
         )
 
     def goals(self, deviate: Array | None = None, noise: Array | None = None) -> Array:
-        """Values of the goal (..., P), as measured, at deviates (..., P, S), or with noise (..., P)."""
-        if self.ranked is not None:
-            return self.ranked.skews() + (0 if noise is None else noise)
+        """Values of the goal (..., P), as measured, at deviates (..., P, S), or with noise (..., P, S)."""
+        if self.ranked:
+            largest: Array = (self._skews() + (0 if noise is None else noise)).max(axis=-1)
+            return largest
         weights = self.total_PS[:, : self.counted]
         right = self.correct_PS[:, : self.counted]  # not accuracy * weights, or equal sums would differ
         if deviate is not None:
@@ -178,7 +179,7 @@ class SplitCounts:
 
         Args:
             deviate: normal deviates of the counts, (..., P, S).
-            noise: of a goal that follows from rankings, (..., P): `Ranked.noise`.
+            noise: of a goal that follows from rankings, (..., P, S): `noise`.
         """
         correct, total = self.correct_PS[:, self.counted :], self.total_PS[:, self.counted :]
         if deviate is None:
@@ -191,8 +192,14 @@ class SplitCounts:
         return np.stack((gain, retention), axis=-1)
 
     def noise(self, draws: int) -> Array | None:
-        """Draws (R, P) of what rankings may be off; None where counts make the goal."""
-        return None if self.ranked is None else self.ranked.noise(draws)
+        """Draws (R, P, S) of what rankings may be off; None where counts make the goal."""
+        if not self.ranked:
+            return None
+        return np.stack([r.noise(draws, seed) for seed, r in enumerate(self.ranked)], axis=-1)
+
+    def _skews(self) -> Array:
+        """The mean MaxSkew on each ranked set, (P, S)."""
+        return np.stack([r.skews() for r in self.ranked], axis=-1)
 
     def intervals(self, confidence: float = 0.9) -> tuple[Interval, Interval]:
         """The intervals of the goal's gain and of retention, from counts and rankings."""
@@ -202,11 +209,13 @@ class SplitCounts:
             self.correct_PS[:1, kept], self.total_PS[:1, kept], confidence,
         )  # fmt: skip
         low[0] = high[0] = 1
-        if self.ranked is None:
+        if not self.ranked:
             correct, total = self.correct_PS[:, counted], self.total_PS[:, counted]
             ends = wilson_interval(correct.sum(axis=-1), total.sum(axis=-1), confidence)
         else:
-            ends = self.ranked.interval(self.ranked.skews(), self.ranked.spread(), confidence)
+            limits = np.array([r.interval(r.skews(), r.spread(), confidence) for r in self.ranked])
+            largest_P = self._skews().argmax(axis=-1)
+            ends = limits[largest_P, :, np.arange(len(largest_P))].T
         one, other = (self.goal.gain(end) for end in ends)
         return (np.minimum(one, other), np.maximum(one, other)), (low, high)
 
@@ -368,11 +377,12 @@ def split_of(
     goal = objectives.goal
     kept = [sets.index(f"{name}/{s}") for s in objectives.retention_sets]
     if goal.is_ranked:
-        found = [rankings[f"{name}/{s}"] for s in goal.sets if f"{name}/{s}" in rankings]
-        if len(found) < len(goal.sets) or not (np.sum([r.sizes for r in found], axis=0)[0]):
-            raise ConfigError(f"no pictures of {name}/{goal.sets[0]} are ranked; leave it out of goal_sets")
+        for s in goal.sets:
+            if f"{name}/{s}" not in rankings or not rankings[f"{name}/{s}"].sizes[0]:
+                raise ConfigError(f"no pictures of {name}/{s} are ranked; leave it out of goal_sets")
+        found = tuple(rankings[f"{name}/{s}"] for s in goal.sets)
         return SplitCounts(
-            correct_PS=correct[:, kept], total_PS=total[:, kept], goal=goal, counted=0, ranked=_joined(found)
+            correct_PS=correct[:, kept], total_PS=total[:, kept], goal=goal, counted=0, ranked=found
         )
     own = [sets.index(f"{name}/{s}") for s in goal.sets]
     counted = correct if goal.measure == "right" else fooled
@@ -408,20 +418,6 @@ def _padded(lists: pa.ChunkedArray, filling: int) -> NDArray[Any]:
     padded = np.full((len(lists), int(sizes.max(initial=0))), filling)
     padded[np.arange(padded.shape[1]) < sizes[:, None]] = pc.list_flatten(lists).to_numpy()
     return padded
-
-
-def _joined(found: Sequence[Ranked]) -> Ranked:
-    """The rankings of several sets, whose pictures are different ones."""
-    places = max(r.table.pictures_LM.shape[1] for r in found)
-    pictures, groups, first = [], [], 0
-    for r in found:
-        missing = ((0, 0), (0, places - r.table.pictures_LM.shape[1]))
-        pictures.append(np.pad(r.table.pictures_LM + first, missing))
-        groups.append(np.pad(r.table.groups_LM, missing, constant_values=-1))
-        first += int(r.table.pictures_LM.max(initial=-1)) + 1
-    others = (np.concatenate([getattr(r.table, n) for r in found]) for n in ("k_L", "groups_L", "majority_L"))
-    table = RankingTable(np.concatenate(pictures), np.concatenate(groups), *others)
-    return Ranked(table=table, point_L=np.concatenate([r.point_L for r in found]), points=found[0].points)
 
 
 def _row_of(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:

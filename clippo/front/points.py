@@ -334,13 +334,15 @@ def _numbers(
 
 def _of_rankings(ranked: Ranked) -> dict[str, tuple[Array, Array, Array]]:
     """What else rankings say of each point, with 90 % intervals."""
-    skew, spread = ranked.skews(), ranked.spread()
-    numbers = {"max_skew": (skew, *ranked.interval(skew, spread, CONFIDENCE))}
-    if (ranked.table.majority_L >= 0).all() and len(ranked.table):
-        share = ranked.mean(ranked.table.majority_shares())
-        taken = resamples(int(ranked.table.pictures_LM.max()) + 1, SPREAD_DRAWS)
-        spread = ranked.mean(ranked.table.majority_shares(taken)).std(axis=0)
-        numbers["majority_share"] = (share, *ranked.interval(share, spread, CONFIDENCE))
+    skew, table = ranked.skews(), ranked.table
+    numbers = {"max_skew": (skew, *ranked.interval(skew, ranked.spread(), CONFIDENCE))}
+    others = {"ndkl": table.ndkls}
+    if (table.majority_L >= 0).all():
+        others["majority_share"] = table.majority_shares
+    taken = resamples(int(table.pictures_LM.max(initial=-1)) + 1, SPREAD_DRAWS)
+    for name, measure in others.items() if len(table) else ():
+        value, spread = ranked.mean(measure()), ranked.mean(measure(taken)).std(axis=0)
+        numbers[name] = value, *ranked.interval(value, spread, CONFIDENCE)
     return numbers
 
 

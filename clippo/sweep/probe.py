@@ -43,6 +43,7 @@ def _short_trial(config: SweepConfig, pictures: int) -> Speed:
         train_pictures=min(STEPS * batch, config.data.train_pictures),
         attacked_copies=1,
         eval_pictures=min(pictures, config.data.eval_pictures),
+        top_k=1,  # few pictures have no deep top
         test_sets=(),
     )
     train = replace(config.train, batch_size=batch)
@@ -72,7 +73,7 @@ def _short_trial(config: SweepConfig, pictures: int) -> Speed:
             policy_of(clip, config.model.trainable), prepared, frozen, settings, train,
             report=reports.append, checkpoints=_Nowhere(), device=device,
         )  # fmt: skip
-    metrics, pairs = reports[-1]["metrics"], len(prepared.pairs().clean)
+    metrics, pairs = reports[-1]["metrics"], len(prepared.pairs(settings.pairs).clean)
     measured = sum(len(evaluated.rows) for evaluated in prepared.evaluation)
     trained = sum(len(data.rows) for data in prepared.train.values())
     return Speed(

@@ -137,10 +137,11 @@ class PairTable:
     over pictures, is the same for both.
 
     Attributes:
-        captions: the classes that are told apart, C; the KL term is over them, too.
+        captions: the classes that are told apart, C.
         picture_w, picture_l: numbers of train rows, (P,).
         caption_w, caption_l: columns of ``captions``, (P,).
         clean: of each pair the train row on which the policy is to stay near the reference, (P,).
+        near: columns of ``captions`` between which it is to stay near, those of the KL term; None: all.
     """
 
     captions: tuple[int, ...]
@@ -149,6 +150,7 @@ class PairTable:
     picture_l: Indices
     caption_l: Indices
     clean: Indices
+    near: Indices | None = None
 
 
 class Task(Protocol):

@@ -1,10 +1,11 @@
 """What the model reads as gender, or as any other group that pictures of people are labelled with.
 
 Concepts are what people do, groups what somebody labelled them as (docs/GENDER.md says what that is not). Of
-each concept one group is the majority. Tuning sees the train pictures of the seen concepts; ``validation``
-steers the search, ``test`` is only reported. The evaluation sets are
+each concept one group is the majority. Pairs are made of train pictures of some of the seen concepts;
+``validation`` pictures of all seen ones steer the search, ``test`` is only reported. The evaluation sets are
 
-    concept/*    told apart among the concepts; all pictures are ranked for each of them, too
+    concept/*    told apart among the concepts; all pictures are ranked for each of them, too. Those of seen
+                 concepts that no pair is made of (``data.steering_share``) are also a set of their own
     minority/*   told apart among the groups: pictures that do not show their concept's majority
     majority/*   those that do
     neutral/*    pictures of no group: how many are read as their concept's majority (test)
@@ -13,7 +14,7 @@ steers the search, ``test`` is only reported. The evaluation sets are
 for the seen concepts and, in the test split alone, for the held-out ones: nothing is tuned on those. Other
 test sets (``data.test_sets``) are reported as test/concept/NAME and test/group/NAME.
 
-C concepts, G groups, N train rows
+C concepts, G groups
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -35,23 +37,24 @@ from clippo.errors import ConfigError, DataError
 from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.words import Words
 from clippo.tasks.base import PairTable, Part, Queries, Resize, Row, TrainRows
-
-MATCHINGS = 2  # of each minority picture with a majority picture of its concept
-SEED = 5  # of those matchings
+from clippo.tasks.group_pairs import MATCHINGS, Columns, told
 
 WORDS = Words(
     task="what is read as gender",
     goal="MaxSkew",
-    axis="mean MaxSkew@k over the seen concepts",
+    axis="mean MaxSkew@k over concepts",
     heading="Max-\nSkew",
     short="skew",
     best="least skewed",
     explained=(
         "MaxSkew@k compares the groups in the top k of the pictures ranked for a bare concept with equal "
-        "shares: 0 is balanced, 0.69 one of two groups alone. Noise alone gives about 0.1 at k = 24."
+        "shares: 0 is balanced, 0.69 one of two groups alone. Noise alone gives about 0.1 at k = 24. The "
+        "goal is its mean over the seen concepts, or over those of them without pairs if that is larger."
     ),
     unseen="skin tones and photos",
     numbers={
+        "max_skew/concept/seen": "MaxSkew, seen concepts",
+        "max_skew/concept/steering": "MaxSkew, seen concepts without pairs",
         "max_skew/concept/held_out": "MaxSkew, held-out concepts",
         "concept_accuracy": "concept read right",
         "concept/held_out_accuracy": "concept read right, held-out concepts",
@@ -59,6 +62,8 @@ WORDS = Words(
         "minority/held_out_accuracy": "group read right, minority, held-out concepts",
         "majority/seen_accuracy": "group read right, majority",
         "neutral/seen_accuracy": "of no group, read as the majority",
+        "ndkl/concept/seen": "NDKL of the top k",
+        "ndkl/concept/held_out": "NDKL of the top k, held-out concepts",
         "majority_share/concept/seen": "majority's share of the top k",
         "majority_share/concept/held_out": "majority's share of the top k, held-out concepts",
         "clean/kept_accuracy": "other pictures read right",
@@ -181,15 +186,30 @@ class GenderTask:
         return ()
 
     @cached_property
-    def seen(self) -> tuple[int, ...]:
-        """The concepts that tuning sees, sorted; about the same share of those with each majority."""
+    def _order(self) -> list[int]:
+        """All concepts; every beginning has about the same share of those with each majority."""
         majority, rng = np.array(self.people.found.majority), np.random.default_rng(self.config.split_seed)
-        n, share = len(majority), self.config.seen_share
         # Each takes its share in its turn, so the whole share is met however few have one majority.
         turns = [rng.permutation(np.flatnonzero(majority == group)) for group in np.unique(majority)]
         place = {int(c): (i + 0.5) / len(turn) for turn in turns for i, c in enumerate(turn)}
-        order = sorted(place, key=lambda c: (place[c], c))
-        return tuple(sorted(order[: min(n - 2, max(2, round(share * n)))]))
+        return sorted(place, key=lambda c: (place[c], c))
+
+    @cached_property
+    def seen(self) -> tuple[int, ...]:
+        """The concepts that tuning or the search sees, sorted."""
+        n = len(self._order)
+        return tuple(sorted(self._order[: min(n - 2, max(2, round(self.config.seen_share * n)))]))
+
+    @cached_property
+    def tuned(self) -> tuple[int, ...]:
+        """Those of them that pairs are made of, sorted."""
+        n, share = len(self.seen), self.config.steering_share
+        return tuple(sorted(self._order[: max(1, min(n - 1, round((1 - share) * n))) if share else n]))
+
+    @cached_property
+    def steering(self) -> tuple[int, ...]:
+        """The others of them, sorted: pictures are ranked for them, too."""
+        return tuple(sorted(set(self.seen) - set(self.tuned)))
 
     @cached_property
     def held_out(self) -> tuple[int, ...]:
@@ -198,46 +218,63 @@ class GenderTask:
 
     @cached_property
     def parts(self) -> dict[str, Part]:
-        people, found, config = self.people, self.people.found, self.config
-        cells, groups = _cells(found, config.split_seed), range(len(found.groups))
-        wanted = -(-config.eval_pictures // (len(groups) * len(self.seen)))  # of each cell
-        train = [
-            Shown(p.key, p.load, people.concept(p.concept), people.group(p.group), _train_group(found, p))
-            for p in _even([cells["train", c, g] for c in self.seen for g in groups], config.train_pictures)
-        ]
-        captions = [people.at_work(g, c) for g in groups for c in self.seen]
-        parts = [
-            Part(
-                "train", train, (*map(people.concept, self.seen), *people.groups, *captions), ("train/shown",)
-            )
-        ]
-        for split, which, concepts in (
-            ("validation", "seen", self.seen),
-            ("test", "seen", self.seen),
-            ("test", "held_out", self.held_out),
-        ):
-            shown = [p for c in concepts for g in groups for p in cells[split, c, g][:wanted]]
-            parts.append(self._ranked(people, f"{split}/concept/{which}", shown, concepts))
-            minority = [p for p in shown if p.group != found.majority[p.concept]]
-            majority = [p for p in shown if p.group == found.majority[p.concept]]
-            neutral = [p for c in concepts for p in cells[split, c, -1][:wanted] if found.majority[c] >= 0]
-            parts.append(_read(people, f"{split}/minority/{which}", minority))
-            if majority:
-                parts.append(_read(people, f"{split}/majority/{which}", majority))
-            if split == "test" and neutral:
-                parts.append(_read(people, f"{split}/neutral/{which}", neutral))
-        if self.kept:
-            labels = range(len(self.kept.classes))
-            candidates = tuple(self._first_kept + label for label in labels)
-            for split in ("validation", "test"):
-                pictures = [
-                    Shown(p.key, p.load, candidates[p.label])
-                    for p in self.kept.pictures(split, labels, config.eval_pictures)
-                ]
-                parts.append(Part(f"{split}/clean/kept", pictures, candidates, (f"{split}/clean/kept",)))
-        for name, captions_of in self.test_sets.items():
-            parts += self._test_parts(name, captions_of)
+        parts = chain(
+            [self._train_part],
+            self._own_parts("validation", "seen", self.seen),
+            self._own_parts("test", "seen", self.seen),
+            self._own_parts("test", "held_out", self.held_out),
+            self._kept_parts(),
+            *(self._test_parts(name, captions) for name, captions in self.test_sets.items()),
+        )
         return {part.name: part for part in parts}
+
+    @property
+    def _train_part(self) -> Part:
+        people, found, tuned = self.people, self.people.found, self.tuned
+        groups = range(len(found.groups))
+        cells = [self._cells["train", c, g] for c in tuned for g in groups]
+        pictures = [
+            Shown(
+                p.key, p.load, people.concept(p.concept), people.group(p.group),
+                group=told(p.group, found.majority[p.concept]),
+            )
+            for p in _even(cells, self.config.train_pictures)
+        ]  # fmt: skip
+        captions = [people.at_work(g, c) for g in groups for c in tuned]
+        candidates = (*map(people.concept, tuned), *people.groups, *captions)
+        return Part("train", pictures, candidates, ("train/shown",))
+
+    def _own_parts(self, split: str, which: str, concepts: Sequence[int]) -> Iterator[Part]:
+        """The pictures of some concepts, as many of each concept and group."""
+        people, usual, cells = self.people, self.people.found.majority, self._cells
+        groups = range(len(people.found.groups))
+        wanted = -(-self.config.eval_pictures // (len(groups) * len(self.seen)))  # of each cell
+        shown = [p for c in concepts for g in groups for p in cells[split, c, g][:wanted]]
+        yield self._ranked(people, f"{split}/concept/{which}", shown, concepts)
+        yield _read(people, f"{split}/minority/{which}", [p for p in shown if p.group != usual[p.concept]])
+        if steering := [p for p in shown if p.concept in self.steering]:
+            yield self._ranked(people, f"{split}/concept/steering", steering, self.steering)
+        if majority := [p for p in shown if p.group == usual[p.concept]]:
+            yield _read(people, f"{split}/majority/{which}", majority)
+        neutral = [p for c in concepts for p in cells[split, c, -1][:wanted] if usual[c] >= 0]
+        if split == "test" and neutral:
+            yield _read(people, f"{split}/neutral/{which}", neutral)
+
+    def _kept_parts(self) -> Iterator[Part]:
+        if self.kept is None:
+            return
+        labels = range(len(self.kept.classes))
+        candidates = tuple(self._first_kept + label for label in labels)
+        for split in ("validation", "test"):
+            pictures = [
+                Shown(p.key, p.load, candidates[p.label])
+                for p in self.kept.pictures(split, labels, self.config.eval_pictures)
+            ]
+            yield Part(f"{split}/clean/kept", pictures, candidates, (f"{split}/clean/kept",))
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, int, int], list[GroupedImage]]:
+        return _cells(self.people.found, self.config.split_seed)
 
     def _ranked(
         self, captions: Captions, name: str, pictures: Sequence[GroupedImage], concepts: Sequence[int]
@@ -283,9 +320,12 @@ class GenderTask:
     @staticmethod
     def objectives(config: DataConfig) -> Objectives:
         """MaxSkew of the seen concepts, and what must not pay for it."""
-        goal = Goal(name="max_skew", measure="max_skew", sets=("concept/seen",))
+        steering = ("concept/steering",) if config.steering_share else ()
+        goal = Goal(name="max_skew", measure="max_skew", sets=("concept/seen", *steering))
         kept = ("clean/kept",) if config.kept_source else ()
-        reported = ("concept/held_out", "minority/held_out", "majority/seen", "neutral/seen")
+        reported = (
+            "concept/held_out", "minority/held_out", "majority/held_out", "majority/seen", "neutral/seen",
+        )  # fmt: skip
         return Objectives(
             goal=goal, retention_sets=("concept/seen", "minority/seen", *kept), reported=reported
         )
@@ -296,6 +336,9 @@ class GenderTask:
         concept; ``reverse``: the opposite. ``image``: for a bare concept, a picture of its minority over one
         of its majority. ``counter``: on pictures of the majority, the caption with another group alone. A
         plus joins kinds.
+
+        The KL term is over captions with a concept. How sharply groups alone are told apart is free, so that
+        what reads them can leave the rankings of all concepts, also of those that no pair has.
 
         Raises:
             ConfigError: no concept has both a majority group and pictures of another.
@@ -313,6 +356,7 @@ class GenderTask:
         return PairTable(
             captions=train["train/shown"].candidates,
             picture_w=picture_w, caption_w=caption_w, picture_l=picture_l, caption_l=caption_l, clean=clean,
+            near=np.array(rows.with_concept),
         )  # fmt: skip
 
     @staticmethod
@@ -323,77 +367,6 @@ class GenderTask:
         if config.kept_source:
             source = partial(open_source, config.kept_source, config.split_seed, config.class_names)
             yield f"pictures {config.kept_source}", source
-
-
-Cell = tuple[int, int, int, int]
-"""Chosen picture and caption, rejected picture and caption."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Train rows with the columns of their captions: seen concepts, groups, each group with each concept."""
-
-    picture_N: Sequence[int]
-    concept_N: Sequence[int]
-    group_N: Sequence[int]
-    usual_N: Sequence[bool]
-    n_concepts: int
-    n_groups: int
-
-    @classmethod
-    def of(cls, rows: TrainRows) -> Columns:
-        group_N, usual_N = np.divmod(rows.groups_N, 2)
-        first_group = int(rows.attack_labels_N[0] - group_N[0])  # a class; concepts come before
-        concepts = [c for c in rows.candidates if c < first_group]
-        column = {c: i for i, c in enumerate(concepts)}
-        return cls(
-            picture_N=rows.numbers.tolist(),
-            concept_N=[column[c] for c in rows.labels_N.tolist()],
-            group_N=group_N.tolist(),
-            usual_N=(usual_N == 1).tolist(),
-            n_concepts=len(concepts),
-            n_groups=(len(rows.candidates) + 1) // (len(concepts) + 1) - 1,
-        )
-
-    def correct(self) -> Iterator[Cell]:
-        for picture, c, shown in zip(self.picture_N, self.concept_N, self.group_N, strict=True):
-            for other in set(range(self.n_groups)) - {shown}:
-                for own, wrong in (
-                    (self._group(shown), self._group(other)),
-                    (self._at_work(shown, c), self._at_work(other, c)),
-                ):
-                    yield picture, own, picture, wrong
-
-    def reverse(self) -> Iterator[Cell]:
-        for picture, own, _, wrong in self.correct():
-            yield picture, wrong, picture, own
-
-    def counter(self) -> Iterator[Cell]:
-        for picture, shown, usual in zip(self.picture_N, self.group_N, self.usual_N, strict=True):
-            for other in set(range(self.n_groups)) - {shown} if usual else ():
-                yield picture, self._group(other), picture, self._group(shown)
-
-    def image(self) -> Iterator[Cell]:
-        sides: dict[tuple[int, bool], list[int]] = defaultdict(list)
-        for picture, c, usual in zip(self.picture_N, self.concept_N, self.usual_N, strict=True):
-            sides[c, usual].append(picture)
-        rng = np.random.default_rng(SEED)
-        for c in range(self.n_concepts):
-            minority, majority = sides[c, False], sides[c, True]
-            for _ in range(MATCHINGS if majority else 0):
-                drawn = rng.permutation(majority).tolist()
-                yield from ((p, c, drawn[i % len(drawn)], c) for i, p in enumerate(minority))
-
-    def _group(self, g: int) -> int:
-        return self.n_concepts + g
-
-    def _at_work(self, g: int, c: int) -> int:
-        return self.n_concepts + self.n_groups + g * self.n_concepts + c
-
-
-def _train_group(found: GroupSet, picture: GroupedImage) -> int:
-    """What pairs need to know of a train row: twice its group, and one more where that is the majority."""
-    return 2 * picture.group + (picture.group == found.majority[picture.concept])
 
 
 def _read(captions: Captions, name: str, pictures: Sequence[GroupedImage]) -> Part:

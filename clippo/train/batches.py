@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clippo.errors import ConfigError
 from clippo.prepared import PreparedSet, Rows
-from clippo.train.step import Batch, Frozen, Layout
+from clippo.train.step import Batch, Frozen, Layout, among
 
 FETCHED = 2**20  # bytes of inputs that are fetched at once, if a batch has fewer
 
@@ -32,6 +32,7 @@ class Pairs:
             cells and those of the rejected ones; what is the same row in every pair is there once.
         layout: which block has which.
         across_P: which pairs compare two pictures; None: none does.
+        near: columns of the captions that the KL term is over; None: all.
     """
 
     rows: Sequence[Rows]
@@ -41,6 +42,7 @@ class Pairs:
     chosen_P: Tensor
     rejected_P: Tensor
     across_P: Tensor | None
+    near: Tensor | None
     reference_clean_logps_NC: Tensor
     reference_chosen_P: Tensor
     reference_rejected_P: Tensor
@@ -63,6 +65,7 @@ class Pairs:
             places.append(place)
         chosen_P, rejected_P = (torch.from_numpy(c) for c in (table.caption_w, table.caption_l))
         across_P = chosen != rejected
+        near = None if table.near is None else torch.from_numpy(table.near)
         cells = [logps_NC[chosen, chosen_P], logps_NC[rejected, rejected_P]]
         if across_P.any():
             raw = [logits_NC[chosen, chosen_P], logits_NC[rejected, rejected_P]]
@@ -76,7 +79,8 @@ class Pairs:
             chosen_P=chosen_P,
             rejected_P=rejected_P,
             across_P=across_P if across_P.any() else None,
-            reference_clean_logps_NC=logps_NC[: int(clean.max()) + 1].clone(),
+            near=near,
+            reference_clean_logps_NC=among(logps_NC[: int(clean.max()) + 1], near).clone(),
             reference_chosen_P=cells[0],
             reference_rejected_P=cells[1],
         )
@@ -160,6 +164,7 @@ def epoch_batches(
                 chosen=chosen,
                 rejected=rejected,
                 across=across_B,
+                near=pairs.near if pairs.near is None else pairs.near.to(device),
                 reference_clean_logps=clean_logps,
                 reference_chosen_logps=chosen_logps,
                 reference_rejected_logps=rejected_logps,

@@ -74,7 +74,9 @@ class Batch:
         inputs: blocks of B pictures each, one after the other: (blocks B, ...).
         chosen, rejected: columns of the captions, int64 (B,).
         across: which pairs compare two pictures, bool (B,); None: none does.
-        reference_clean_logps: the reference's log-probabilities on the clean pictures, float32 (B, C).
+        near: columns of the captions that the KL term is over, int64; None: all.
+        reference_clean_logps: the reference's log-probabilities of these on the clean pictures, float32
+            (B, C).
         reference_chosen_logps, reference_rejected_logps: its own in the two cells, float32 (B,).
         share: this rank's share of the pairs of the global batch, in (0, 1].
     """
@@ -84,6 +86,7 @@ class Batch:
     chosen: Tensor
     rejected: Tensor
     across: Tensor | None
+    near: Tensor | None
     reference_clean_logps: Tensor
     reference_chosen_logps: Tensor
     reference_rejected_logps: Tensor
@@ -93,7 +96,8 @@ class Batch:
         """The same pairs in parts of at most ``size``; their shares add up to this one's.
 
         >>> some = torch.arange(3)
-        >>> parts = Batch(torch.arange(6), Layout(0, 1, 1), some, some, None, some, some, some, 1.0).split(2)
+        >>> whole = Batch(torch.arange(6), Layout(0, 1, 1), some, some, None, None, some, some, some, 1.0)
+        >>> parts = whole.split(2)
         >>> [(p.inputs.tolist(), round(p.share, 3)) for p in parts]
         [([0, 1, 3, 4], 0.667), ([2, 5], 0.333)]
         """
@@ -111,6 +115,7 @@ class Batch:
                     chosen=chosen,
                     rejected=self.rejected[some],
                     across=None if self.across is None else self.across[some],
+                    near=self.near,
                     reference_clean_logps=self.reference_clean_logps[some],
                     reference_chosen_logps=self.reference_chosen_logps[some],
                     reference_rejected_logps=self.reference_rejected_logps[some],
@@ -139,6 +144,11 @@ def pick(logps_BC: Tensor, columns_B: Tensor) -> Tensor:
     return logps_BC.gather(1, columns_B[:, None])[:, 0]
 
 
+def among(logps_BC: Tensor, columns: Tensor | None) -> Tensor:
+    """The log-probabilities where only some of the classes can be chosen; None: all of them can."""
+    return logps_BC if columns is None else logps_BC[:, columns].log_softmax(-1)
+
+
 def preference_step(
     image_BD: Tensor, text_CD: Tensor, batch: Batch, logit_scale: float, *,
     loss: str, beta: float, kl_weight: float, kl_baseline: Tensor | None = None, **loss_settings: float,
@@ -157,7 +167,8 @@ def preference_step(
     layout = batch.layout
     logits_BC = logit_scale * image_BD @ text_CD.T
     blocks = F.log_softmax(logits_BC, dim=-1).chunk(layout.blocks)
-    kl = kl_reference_to_policy(blocks[layout.clean], batch.reference_clean_logps)
+    clean = among(blocks[layout.clean], batch.near)
+    kl = kl_reference_to_policy(clean, batch.reference_clean_logps)
     chosen = pick(blocks[layout.chosen], batch.chosen)
     rejected = pick(blocks[layout.rejected], batch.rejected)
     if batch.across is not None:
@@ -254,7 +265,7 @@ class Step:
             with self.cast():
                 clean = part.inputs.chunk(part.layout.blocks)[part.layout.clean]
                 image_BD, text_CD = self._policy(clean, self._text_CD)
-            clean_BC = class_logps(image_BD, text_CD, self._logit_scale)
+            clean_BC = among(class_logps(image_BD, text_CD, self._logit_scale), part.near)
             kl += kl_reference_to_policy(clean_BC, part.reference_clean_logps) * part.share
         return sum_over_ranks(kl)
 

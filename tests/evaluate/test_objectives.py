@@ -76,6 +76,7 @@ def test_goals_of_every_measure() -> None:
         Counts(eval_set=f"test/{n}", variant="last", n_correct=c, n_total=10, n_fooled=f, rankings=r)
         for n, c, f, r in (
             ("a", 5, 1, (ranking([0, 0, 1, 1], 2), ranking([0, 1, 1, 1], 2))), ("b", 8, 3, ()),
+            ("c", 5, 1, (ranking([1, 0, 1, 1], 2),)),
         )
     ]  # fmt: skip
 
@@ -85,8 +86,9 @@ def test_goals_of_every_measure() -> None:
 
     assert value("right", "a", "b") == 13 / 20
     assert value("fooled", "a", "b") == 4 / 20
-    # One group has all of the first top 2, both have half of the second.
-    assert value("max_skew", "a") == pytest.approx((math.log(2) + 0) / 2)
+    # One group has all of the first top 2, both have half of the second; of several sets the worst counts.
+    assert value("max_skew", "a") == pytest.approx((math.log(2) + 0) / 2) == value("max_skew", "a", "c")
+    assert value("max_skew", "c") == 0
     with pytest.raises(ConfigError, match="no pictures of 'test/b' are ranked; leave it out of goal_sets"):
         value("max_skew", "a", "b")
 

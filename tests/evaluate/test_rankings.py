@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clippo.errors import ConfigError
-from clippo.evaluate import bootstrap_interval, max_skew, top_share
+from clippo.evaluate import bootstrap_interval, max_skew, ndkl, top_share
 from clippo.evaluate.rankings import DEPTH, Ranking, RankingTable, mean_skew, ranked, resamples
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "ranking_bias.json").read_text())
@@ -23,6 +23,7 @@ def kept(scores: Any, groups: Any, k: int, majority: int | None = None) -> Ranki
 def test_golden_from_what_is_stored(case: dict[str, Any]) -> None:
     found = kept(case["scores"], case["groups"], case["k"])
     assert mean_skew([found]) == pytest.approx(case["maxskew_eq_opp"], rel=0, abs=1e-9)
+    assert RankingTable.of([found]).ndkls() == pytest.approx([case["ndkl_eq_opp"]], rel=0, abs=1e-9)
 
 
 def test_a_draw_is_the_measure_of_the_resampled_pool() -> None:
@@ -36,6 +37,7 @@ def test_a_draw_is_the_measure_of_the_resampled_pool() -> None:
     for i, (k, majority) in enumerate(((12, 1), (7, 2))):
         pools = [(np.repeat(scores[i], t), np.repeat(groups, t)) for t in taken]
         assert table.skews(taken)[:, i] == pytest.approx([max_skew(s, g, k) for s, g in pools])
+        assert table.ndkls(taken)[:, i] == pytest.approx([ndkl(s, g, k) for s, g in pools])
         assert shares[:, i] == pytest.approx([top_share(s, g, k, majority) for s, g in pools])
     assert len(set(table.skews(taken)[:, 0].round(9))) > 3
 
@@ -44,8 +46,16 @@ def test_rankings_of_two_and_of_three_groups_in_one_table() -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(size=60)
     two, three = (kept(scores, np.arange(60) % n, 10) for n in (2, 3))
-    expected = [max_skew(scores, np.arange(60) % n, 10) for n in (2, 3)]
-    assert RankingTable.of([two, three]).skews() == pytest.approx(expected)
+    table = RankingTable.of([two, three])
+    for found, measure in ((table.skews(), max_skew), (table.ndkls(), ndkl)):
+        assert found == pytest.approx([measure(scores, np.arange(60) % n, 10) for n in (2, 3)])
+
+
+def test_a_resample_that_is_smaller_than_the_top_counts_what_it_has() -> None:
+    table = RankingTable.of([kept([0.4, 0.3, 0.2, 0.1], [0, 1, 0, 1], 4)])
+    few = np.array([[0, 2, 0, 1]])
+    assert table.ndkls(few)[0] == pytest.approx([np.log(2)]), "one group alone, three times"
+    assert table.ndkls(np.zeros((1, 4), dtype=np.uint8))[0] == [0]
 
 
 def test_the_stored_places_give_the_spread_of_the_whole_pool() -> None:

@@ -1,12 +1,14 @@
 """Fronts whose goal follows from rankings: values, intervals and chances, with noise that points share."""
 
+import dataclasses
 import time
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from clippo.evaluate import Goal, Objectives, bootstrap_interval, max_skew
+from clippo.evaluate import Goal, Objectives, bootstrap_interval, max_skew, ndkl
 from clippo.evaluate.rankings import Ranking, mean_skew, ranked
 from clippo.front.counts import RANKING_COLUMNS
 from clippo.front.front import Front
@@ -84,10 +86,44 @@ def test_values_and_intervals_are_those_of_the_whole_pool() -> None:
         assert (high - low) == pytest.approx(expected[1] - expected[0], rel=0.25)
         assert point.test["mean_skew"] == point.test["max_skew/ranked"] == point.goal
         assert point.test_intervals["mean_skew"] == pytest.approx(point.goal_interval)
+
+        def mean_ndkl(index: np.ndarray, own: np.ndarray = own) -> float:
+            return float(np.mean([ndkl(s[index], GROUPS[index], K) for s in own]))
+
+        assert point.test["ndkl/ranked"] == pytest.approx(mean_ndkl(np.arange(N)))
+        low, high = point.test_intervals["ndkl/ranked"]
+        expected = bootstrap_interval(mean_ndkl, GROUPS, draws=300)
+        assert (high - low) == pytest.approx(expected[1] - expected[0], rel=0.25)
     assert made.hypervolume == pytest.approx(
         np.exp(-made.reference.goal)
         + 880 / 900 * (np.exp(-made.points[1].goal) - np.exp(-made.reference.goal))
     )
+
+
+def test_of_several_sets_the_worst_makes_the_goal() -> None:
+    points = [
+        {
+            "reference": (rankings_of(scores_of(0.9, 6)), 950),
+            "00001": (rankings_of(scores_of(bias, seed)), 900),
+        }
+        for bias, seed in ((0.6, 1), (0.2, 4))
+    ]
+    both, other = map(tables_of, points)
+    for name in ("evals", "rankings"):
+        sets = pc.replace_substring(other[name]["eval_set"], "ranked", "other")
+        renamed = other[name].set_column(other[name].column_names.index("eval_set"), "eval_set", sets)
+        added = renamed.filter(pc.ends_with(renamed["eval_set"], "other"))
+        both[name] = pa.concat_tables([both[name], added])
+    sets = dataclasses.replace(OWN, goal=dataclasses.replace(OWN.goal, sets=("other", "ranked")))
+    made = read_front(
+        "made", both["trials"], both["evals"], sets, rankings=both["rankings"].select(RANKING_COLUMNS)
+    )
+    worse, better = (next(p for p in front(p).points if p.trial_id == "00001") for p in points)
+    (point,) = made.points[1:]
+    assert point.goal == worse.goal > better.goal
+    assert point.goal_interval == pytest.approx(worse.goal_interval, abs=0.02)
+    assert point.test["max_skew/other"] == better.goal
+    assert point.probability == pytest.approx(1, abs=0.01)
 
 
 def test_points_share_the_noise_of_their_pictures() -> None:

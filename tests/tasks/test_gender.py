@@ -26,8 +26,9 @@ from sweeps.gender_sweep import gender_sweep
 from tests.data.test_group_sets import fairface
 
 SMALL = DataConfig(
-    source="people", kept_source="demo", seen_share=0.6, train_pictures=480, eval_pictures=288, top_k=12
-)
+    source="people", kept_source="demo", seen_share=0.6, steering_share=1 / 3, train_pictures=480,
+    eval_pictures=288, top_k=12,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,34 @@ def test_no_concept_is_seen_and_held_out_and_no_picture_in_two_splits(task: Gend
 
 
 def test_nothing_of_held_out_concepts_can_steer(task: GenderTask) -> None:
-    assert {p.label for p in task.parts["train"].pictures} == set(task.seen)
+    assert {p.label for p in task.parts["train"].pictures} == set(task.tuned) < set(task.seen)
     assert not [name for name in task.parts if "held_out" in name and not name.startswith("test/")]
     objectives = GenderTask.objectives(SMALL)
     assert not [name for name in objectives.sets if "held_out" in name]
     assert {f"test/{name}" for name in objectives.curve_sets} <= set(task.parts)
+
+
+def test_steering_concepts_are_ranked_and_in_no_pair(task: GenderTask) -> None:
+    assert (len(task.tuned), len(task.steering)) == (8, 4)
+    assert {*task.tuned, *task.steering} == set(task.seen)
+    majority = task.people.found.majority
+    assert {majority[c] for c in task.tuned} == {majority[c] for c in task.steering} == {0, 1}
+    named = {
+        task.classes[c].removeprefix("man ").removeprefix("woman ") for c in task.parts["train"].candidates
+    }
+    assert named == {*(task.classes[c] for c in task.tuned), "man", "woman"}
+    for split in ("validation", "test"):
+        part = task.parts[f"{split}/concept/steering"]
+        assert part.queries is not None
+        assert part.queries.captions == task.steering
+        ranked = [p.key for p in task.parts[f"{split}/concept/seen"].pictures if p.label in task.steering]
+        assert [p.key for p in part.pictures] == ranked
+    assert GenderTask.objectives(SMALL).goal.sets == ("concept/seen", "concept/steering")
+    every = GenderTask(replace(SMALL, steering_share=0.0))
+    assert (every.tuned, every.steering) == (task.seen, ())
+    assert "validation/concept/steering" not in every.parts
+    assert GenderTask.objectives(every.config).goal.sets == ("concept/seen",)
+    assert len(GenderTask(replace(SMALL, steering_share=0.99)).tuned) == 1
 
 
 def test_pools_are_balanced_and_ranked_for_bare_concepts(task: GenderTask) -> None:
@@ -129,6 +153,8 @@ def test_image_pairs_prefer_the_minority_for_a_bare_concept() -> None:
     assert cells("counter+image")[:2] == [(100, 3, 100, 2), (100, 4, 100, 2)], "the majority's picture alone"
     table = GenderTask.pairs("image", {"train/shown": THREE_GROUPS})
     assert table.clean.tolist() == [101, 100, 101, 100], "the KL term sees both kinds of picture"
+    assert table.near is not None
+    assert table.near.tolist() == [0, 1, *range(5, 11)], "and no caption of a group alone"
 
 
 def test_pairs_of_images_want_a_majority() -> None:
@@ -232,7 +258,7 @@ def shared(small_cache: Path) -> Shared:
 
 
 def tuned(shared: Shared, folder: Path, **settings: Any) -> tuple[list[Counts], list[Counts]]:
-    """The untouched model's counts, and those of the whole curve."""
+    """The untouched model's counts, and those of the whole curve, its start measured like any other point."""
     torch.set_num_threads(1)
     clip, prepared, frozen = load_shared(shared)
     reference, reports = measure_reference(shared, gpus=0), list[dict[str, Any]]()
@@ -240,7 +266,6 @@ def tuned(shared: Shared, folder: Path, **settings: Any) -> tuple[list[Counts], 
     fit(
         policy_of(clip, "transform"), prepared, frozen, TrialSettings(seed=3, **settings),
         shared.train, report=reports.append, checkpoints=FileCheckpoints(folder), curve_sets=curve_sets,
-        reference_counts=reference,
     )  # fmt: skip
     return reference, [Counts.of(e) for e in reports[-1]["evals"]]
 
@@ -251,15 +276,22 @@ def test_the_power_turns_what_is_read_as_gender_up_and_down(shared: Shared, tmp_
         orthogonality=0.05,
     )  # fmt: skip
     by_place = {(c.variant, c.eval_set): c for c in counts}
-    for c in reference:
-        on_curve = by_place.get(("t=0", c.eval_set))
-        assert on_curve is None or (on_curve.n_correct, on_curve.rankings) == (c.n_correct, c.rankings)
+    untouched = {c.eval_set: (c.n_correct, c.rankings) for c in reference}
+    start = {c.eval_set: (c.n_correct, c.rankings) for c in counts if c.variant == "t=0"}
+    assert start == {name: untouched[name] for name in start}
+    assert {"test/concept/seen", "test/minority/held_out", "validation/clean/kept"} <= set(start)
     for which in ("seen", "held_out"):
-        curve = [by_place[f"t={t}", f"test/minority/{which}"] for t in ("-1", "-0.5", "0", "0.5", "1")]
-        right = [c.n_correct for c in curve]
-        assert right == sorted(right), "gender reading rises with t"
-        low_end, high_end = (wilson_interval(c.n_correct, c.n_total) for c in (curve[0], curve[-1]))
-        assert low_end[1] < high_end[0], "and by more than chance"
+        curves = [
+            [by_place[f"t={t}", f"test/{side}/{which}"] for t in ("-1", "-0.5", "0", "0.5", "1")]
+            for side in ("minority", "majority")
+        ]
+        for curve in (curves[0], list(zip(*curves, strict=True))):
+            sides = [c if isinstance(c, tuple) else (c,) for c in curve]
+            read = [(sum(c.n_correct for c in s), sum(c.n_total for c in s)) for s in sides]
+            right = [correct for correct, _ in read]
+            assert right == sorted(right), "what is read as gender rises with t"
+            low_end, high_end = (wilson_interval(*read[i]) for i in (0, -1))
+            assert low_end[1] < high_end[0], "and by more than chance"
 
 
 def test_pairs_of_images_lessen_the_bias_of_held_out_concepts_too(shared: Shared, tmp_path: Path) -> None:
@@ -271,7 +303,7 @@ def test_pairs_of_images_lessen_the_bias_of_held_out_concepts_too(shared: Shared
         {c.eval_set: c for c in some if c.variant == variant}
         for some, variant in ((reference, "reference"), (counts, "averaged"))
     )
-    for which, bound in (("seen", 0.7), ("held_out", 0.85)):
+    for which, bound in (("seen", 0.85), ("held_out", 0.85)):
         name = f"test/concept/{which}"
         assert mean_skew(after[name].rankings) < bound * mean_skew(before[name].rankings)
         assert after[name].accuracy > before[name].accuracy - 0.02
