@@ -9,7 +9,7 @@ docs/GENDER.md says what is measured, what it does not say, and what it must not
 
 The defaults (--preset transform): 32 trials of a linear map of both embeddings, whose power t turns the
 preference up and down. A third of the seen occupations are in no pair and only steer the search. Expected:
-MaxSkew@24 of the seen occupations from .43 to about .27, of held-out ones from .51 to about .29, with
+MaxSkew@24 of the seen occupations from .43 to about .27, of held-out ones from .51 to about .3, with
 occupations and minority gender of seen ones read as well as before (docs/EXPERIMENTS.md).
 """
 
