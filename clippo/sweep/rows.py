@@ -160,6 +160,7 @@ class FinishedTrial:
     status: str
     error: str | None
     device_s: float
+    started_at: datetime
     finished_at: datetime
     prepared_digest: str
 
@@ -186,7 +187,7 @@ def finished_trials(store: ResultStore, sweep: str) -> dict[str, FinishedTrial]:
             settings={n: row[n] for n in SETTINGS} | json.loads(row["params_json"] or "{}"),
             by_epoch=counts.get(row["trial_id"], {}) if row["status"] != "failed" else {},
             device_s=row["device_s"] or 0.0,
-            **{n: row[n] for n in ("status", "error", "finished_at", "prepared_digest")},
+            **{n: row[n] for n in ("status", "error", "started_at", "finished_at", "prepared_digest")},
         )
     return finished
 

@@ -30,6 +30,8 @@ GP_SETTINGS = 100
 """With so many finished settings a Gaussian process takes 0.7 s to propose the next, TPE 0.006 s; with 1,000
 it takes 5 s, TPE 0.02 s (``benchmarks.search.driver``) [count]."""
 
+KNOWN = -1  # in place of a trial's number: one of another sweep
+
 Numbers = Mapping[str, float]
 """What a trial reached, by name: the objectives, and retention."""
 
@@ -141,7 +143,7 @@ class Search(Searcher):
         self.study = optuna.create_study(directions=directions)
         self._asked = optuna.create_study(directions=directions, sampler=_sampler(search, self._next_number))
         for settings, outcome in known:
-            self._add(_Setting(dict(settings), {0}, outcomes={0: outcome}))
+            self._add(_Setting(dict(settings), {KNOWN}, outcomes={KNOWN: outcome}))
         self._settings: dict[int, _Setting] = {}
         self._running: dict[str, int] = {}  # Ray's id to our number
         for number in sorted({n // search.replicates for n in begun}):
@@ -198,7 +200,8 @@ class Search(Searcher):
         if number is None:
             return
         numbers = None if error else self._score(result or {})
-        reason = str((result or {}).get(FAILURE, "no finite objectives"))
+        # Where its process dies, Ray has no result; the rows say more.
+        reason = str((result or {}).get(FAILURE, "its process died" if error else "no finite objectives"))
         setting = self._settings[number // self.config.replicates]
         setting.outcomes[number] = Outcome(numbers, self._was_stopped(trial_id), reason)
         if setting.outcomes.keys() == setting.members:
@@ -268,7 +271,8 @@ class Search(Searcher):
     def _verdict(self, setting: _Setting) -> _Verdict:
         """What the trials that ran a setting make of it."""
         ended = [setting.outcomes[n] for n in sorted(setting.outcomes)]
-        attributes: dict[str, Any] = {"trials": sorted(setting.outcomes)}
+        known = setting.outcomes.keys() == {KNOWN}
+        attributes: dict[str, Any] = {"warm_start": True} if known else {"trials": sorted(setting.outcomes)}
         reached = [o for o in ended if o.numbers is not None]
         whole = [o for o in reached if not o.stopped]
         state = TrialState.COMPLETE if whole else TrialState.PRUNED
@@ -305,7 +309,9 @@ def slowness(search: SearchConfig, known: int = 0) -> str | None:
 def _sampler(search: SearchConfig, next_number: int) -> samplers.BaseSampler:
     seed = search.seed + next_number  # or a resumed sweep would draw again what it drew before
     settings = max(1, search.trials // search.replicates)
-    few = max(4, settings // 4)
+    # Twelve random ones are enough in long sweeps, too; that is what was compared (`benchmarks.search`).
+    few = min(max(4, settings // 4), 12)
+    population = min(50, max(4, settings // 4))
     with warnings.catch_warnings():
         # Multivariate sampling over a conditional space (group), QMC and GP are "experimental" for years.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -316,9 +322,9 @@ def _sampler(search: SearchConfig, next_number: int) -> samplers.BaseSampler:
         if search.sampler == "gp":
             return samplers.GPSampler(seed=seed, n_startup_trials=few, warn_independent_sampling=False)
         if search.sampler == "nsga2":
-            return samplers.NSGAIISampler(seed=seed, population_size=min(50, few))
+            return samplers.NSGAIISampler(seed=seed, population_size=population)
         if search.sampler == "nsga3":
-            return samplers.NSGAIIISampler(seed=seed, population_size=min(50, few))
+            return samplers.NSGAIIISampler(seed=seed, population_size=population)
         return samplers.TPESampler(
             seed=seed,
             n_startup_trials=few,

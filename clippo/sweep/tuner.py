@@ -27,7 +27,7 @@ from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
 from clippo.results import ENDED, INTERRUPTED, RUNNING, ResultStore, SpooledStore
 from clippo.sweep import confirm
-from clippo.sweep.budget import Budget
+from clippo.sweep.budget import Budget, ran_for
 from clippo.sweep.callback import SweepCallback
 from clippo.sweep.cluster import (
     check_resources,
@@ -233,7 +233,7 @@ class _Sweep:
             mirror = Mirror(search_config, self._objectives, config.name, self._store.uri, self._say)
 
         def ended(trial_id: str, device_s: float, numbers: Numbers | None, counts: list[Counts]) -> None:
-            budget.spend(device_s, numbers)
+            budget.spend(device_s, numbers, searched=trial_id.isdigit())
             if trial_id.isdigit() and numbers is not None:
                 self._contenders = self._contenders.after(counts)
 
@@ -301,7 +301,8 @@ class _Sweep:
             for epoch, counts in trial.by_epoch.items() if trial_id.isdigit() else ():
                 if epoch == trial.settings["epochs"]:
                     continue  # it had finished, and was compared with nobody
-                numbers = self._scorer.numbers(counts, self._reference, trial.device_s)
+                spent = trial.device_s * epoch / max(trial.by_epoch)
+                numbers = self._scorer.numbers(counts, self._reference, spent)
                 rule.record(trial_id, epoch, maximised(numbers))
         return StoppingScheduler(rule, score, on_decision=callback.decided)
 
@@ -362,10 +363,11 @@ def _budget(
     outcomes: Mapping[str, Outcome],
 ) -> Budget:  # fmt: skip
     """The budget after the trials of earlier runs."""
-    budget = Budget(config.search, objectives, untouched)
+    ran = ran_for((t.started_at, t.finished_at) for t in finished.values())
+    budget = Budget(config.search, objectives, untouched, ran)
     for trial_id, trial in sorted(finished.items(), key=lambda item: item[1].finished_at):
         if trial_id != REFERENCE and _in_search(trial_id):
-            budget.spend(trial.device_s, outcomes[trial_id].numbers)
+            budget.spend(trial.device_s, outcomes[trial_id].numbers, searched=trial_id.isdigit())
     return budget
 
 

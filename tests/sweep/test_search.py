@@ -1,6 +1,7 @@
 """The searcher alone: what it proposes and what Optuna is told."""
 
 import math
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -12,7 +13,7 @@ from ray.tune.search import Searcher
 
 import clippo.config
 from clippo.errors import ConfigError
-from clippo.sweep.budget import Budget
+from clippo.sweep.budget import Budget, ran_for
 from clippo.sweep.mirror import Mirror
 from clippo.sweep.search import GP_SETTINGS, Outcome, Proposal, Search, slowness
 from clippo.sweep.space import fits, params_of, settings_of
@@ -292,7 +293,22 @@ def test_device_hours_and_patience_run_out() -> None:
     patient.spend(1, None)
     patient.spend(1, {"robustness": 0.6, "retention": 0.9})
     assert patient.exhausted() == "the hypervolume has not grown for 2 trials"
-    assert Budget(SearchConfig(wall_hours=1e-9), OBJECTIVES, UNTOUCHED).exhausted() == "1e-09 hours are over"
+    patient = Budget(SearchConfig(patience=1), OBJECTIVES, UNTOUCHED)
+    patient.spend(1, {"robustness": 0.9, "retention": 1.0}, searched=False)  # it is only compared with
+    assert patient.exhausted() is None
+    patient.spend(1, {"robustness": 0.5, "retention": 0.9})  # and does not hide what the search gains
+    assert patient.exhausted() is None
+
+
+def test_hours_go_on_in_a_resumed_sweep() -> None:
+    config = SearchConfig(wall_hours=2.0)
+    assert Budget(config, OBJECTIVES, UNTOUCHED, timedelta(hours=1.9)).exhausted() is None
+    assert Budget(config, OBJECTIVES, UNTOUCHED, timedelta(hours=2)).exhausted() == "2 hours are over"
+    noon = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+    minutes = [(0, 10), (2, 5), (11, 20), (300, 310), (305, 330)]  # beside each other, and after a pause
+    trials = [(noon + timedelta(minutes=a), noon + timedelta(minutes=b)) for a, b in minutes]
+    assert ran_for(trials[::-1]) == timedelta(minutes=50)
+    assert ran_for([]) == timedelta()
 
 
 def test_a_spent_budget_ends_the_search_but_not_in_the_middle_of_replicates() -> None:
