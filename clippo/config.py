@@ -122,11 +122,11 @@ class TrainConfig:
     powers: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     """The same for a trained transform: powers t of its singular values; 0 is the untouched model."""
     epochs_between_checkpoints: int = 1
-    """A dead worker or driver repeats at most this many epochs, and at most the minutes of the next flag
-    [count]."""
+    """A dead worker or driver repeats at most this many epochs, and no more training than the minutes of the
+    next flag [count]."""
     minutes_between_checkpoints: float = 5.0
     """Long epochs are kept every so often in their middle, and whenever Ray says that a machine of the trial
-    is about to go; 0: only then [minutes]."""
+    is about to go or that there will be more workers; 0: only then [minutes]."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
@@ -327,7 +327,7 @@ class SweepConfig:
     @property
     def is_elastic(self) -> bool:
         """Whether the number of a trial's workers may change while it runs."""
-        return isinstance(self.workers, str)
+        return self.min_workers < self.max_workers
 
 
 def absolute(config: SweepConfig) -> SweepConfig:

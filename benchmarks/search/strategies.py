@@ -177,7 +177,7 @@ def moasha(table: Tabular, seed: int, **more: Any) -> SyneTune:
     return SyneTune(
         lambda space: MOASHA(
             space, list(NAMES), do_minimize=False, time_attr="epoch", max_t=table.epochs,
-            grace_period=1, reduction_factor=3, random_seed=seed, **more,
+            reduction_factor=3, random_seed=seed, **{"grace_period": 1} | more,
         )
     )  # fmt: skip
 
@@ -255,6 +255,9 @@ VARIANTS: dict[str, Make] = {
     "ours, halving at 1 3": halving(1, 3),
     "random, 3 epochs": lambda table, seed, budget: Short(table, samplers.RandomSampler(seed=seed), 3),
     "Optuna TPE, 3 epochs": lambda table, seed, budget: Short(table, samplers.TPESampler(seed=seed), 3),
+    "MOASHA, repaired, at 3": lambda table, seed, budget: moasha(
+        table, seed, multiobjective_priority=Repaired(), grace_period=3
+    ),
     "ours, halving at 2 6": halving(2, 3),
     "ours, halving at 1 2 4 8": halving(1, 2),
     "ours, from 1": no_better(1),

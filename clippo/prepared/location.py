@@ -163,19 +163,20 @@ def fetch(digest: str, location: Location) -> Path:
         if location.shared is None:
             raise DataError(f"{folder} is no whole prepared set; prepare it again")
         location.cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        with locked(location.cache / f"{digest}.lock"):
+            if is_whole(folder):  # somebody else was first
+                return folder
+            remove_stale(folder)
+            manifest = location.read(f"{digest}/manifest.json")
+            if manifest is None:
+                raise DataError(f"{location.shared}/{digest} is no finished prepared set; prepare it again")
+            files = files_of(json.loads(manifest))
+            with ThreadPoolExecutor(DOWNLOADS) as pool:
+                list(pool.map(lambda file: _fetch_file(digest, file, location), files))
+            with whole_file(folder / "manifest.json") as temporary:
+                temporary.write_bytes(manifest)
+    except OSError as error:  # what the shared place raises is a StoreError by now
         raise location.unusable_cache(error) from None
-    with locked(location.cache / f"{digest}.lock"):
-        if is_whole(folder):  # somebody else was first
-            return folder
-        remove_stale(folder)
-        manifest = location.read(f"{digest}/manifest.json")
-        if manifest is None:
-            raise DataError(f"{location.shared}/{digest} is no finished prepared set; prepare it again")
-        with ThreadPoolExecutor(DOWNLOADS) as pool:
-            list(pool.map(lambda file: _fetch_file(digest, file, location), files_of(json.loads(manifest))))
-        with whole_file(folder / "manifest.json") as temporary:
-            temporary.write_bytes(manifest)
     return folder
 
 

@@ -51,7 +51,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "params_json": pa.string(),
         # Cost
         "wall_s": pa.float64(),
-        "device_s": pa.float64(),  # wall_s times the number of devices
+        "device_s": pa.float64(),  # of all workers and attempts
         "device_type": pa.string(),
         "preemptions": pa.int64(),
         # Provenance

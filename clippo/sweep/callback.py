@@ -59,7 +59,7 @@ class SweepCallback(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        self._lost[trial.trial_id] = result.get(LOST, 0)
+        self._lost[trial.trial_id] = result.get(LOST, self._lost.get(trial.trial_id, 0))
         if "evals" in result:  # a restarted trial reports again what it had reported
             kept = {k: result[k] for k in ("epoch", "step", "metrics", "busy_s", "precision", "evals")}
             self._reports[trial.trial_id][result["epoch"]] = kept

@@ -137,22 +137,26 @@ def resources_of_a_trial(config: SweepConfig) -> dict[str, float]:
 
 def cluster_resources() -> dict[str, float]:
     """What the cluster has, or may grow to where its autoscaler tells."""
-    now = ray.cluster_resources()
-    # Not public, and what Ray Train itself looks at; the open-source autoscaler of Ray 2.60 does not fill it.
-    most = ray_state.get_max_resources_from_cluster_config() or {}
+    now, most = ray.cluster_resources(), most_resources()
     return {kind: max(now.get(kind, 0.0), float(most.get(kind, 0.0))) for kind in now.keys() | most.keys()}
+
+
+def most_resources() -> dict[str, int]:
+    """What the cluster may grow to; only what its autoscaler tells."""
+    # Not public, and what Ray Train itself looks at; the open-source autoscaler of Ray 2.60 does not fill it.
+    return ray_state.get_max_resources_from_cluster_config() or {}
 
 
 def check_resources(config: SweepConfig) -> None:
     """Refuses more trials at once than the cluster can run, all its nodes added.
 
-    Ray's autoscaler does not tell how many nodes it may add (Ray 2.60), so with ``autoscaling`` only the
-    places of trial drivers are counted, which are on the head.
+    Ray's open-source autoscaler does not tell how many nodes it may add (Ray 2.60), so with ``autoscaling``
+    what it has not told is not counted, except for the places of trial drivers, which are on the head.
 
     Raises:
         ResourceError: with the arithmetic.
     """
-    have, at_once = cluster_resources(), config.search.concurrency
+    have, told, at_once = cluster_resources(), most_resources(), config.search.concurrency
     if config.is_elastic and not have.get("trial_driver"):
         # Ray Train counts whole nodes when it asks how many workers fit, whatever drivers have taken of them.
         raise ResourceError(
@@ -160,7 +164,7 @@ def check_resources(config: SweepConfig) -> None:
             f"start its head with --resources='{{\"trial_driver\": {at_once}}}' or fix the number of workers"
         )
     for kind, each in resources_of_a_trial(config).items():
-        if config.autoscaling and kind != "trial_driver":
+        if config.autoscaling and kind != "trial_driver" and kind not in told:
             continue
         if at_once * each > have.get(kind, 0.0) + 1e-9:
             raise ResourceError(

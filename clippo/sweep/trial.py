@@ -80,8 +80,8 @@ def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
 
 def _causes(error: BaseException) -> list[BaseException]:
     found: list[BaseException] = []
-    workers = getattr(error, "worker_failures", None)
-    following = next(iter(workers.values())) if workers else error.__cause__
-    if following is not None and following is not error:
-        found = [following, *_causes(following)]
+    workers = getattr(error, "worker_failures", None)  # of one, the others may know no more than that it left
+    for following in reversed(workers.values()) if workers else (error.__cause__,):
+        if following is not None and following is not error:
+            found += [following, *_causes(following)]
     return found

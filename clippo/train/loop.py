@@ -84,7 +84,7 @@ def fit(
         reports, part = state["reports"], state.get("part")
         busy = part["busy_s"] if part else reports[-1]["busy_s"]
         for earlier in reports:  # whoever listened to them may be gone
-            report(earlier | {AGAIN: earlier is not reports[-1]})
+            report(earlier | {AGAIN: part is not None or earlier is not reports[-1]})
         if len(reports) < ends_after:
             policy.load_weights(state["weights"])
             step_of.load_state_dict(state["optimizer"])
@@ -126,7 +126,7 @@ def fit(
                     f"lower the learning rate ({settings.learning_rate:g}) or beta"
                 )
             sums += values
-            if rank == 0 and step + 1 < end and is_due():  # all ranks have the same weights and sums
+            if rank == 0 and is_due():  # all ranks have the same weights and sums
                 spent = time.perf_counter() - began
                 save({"step": step + 1, "sums": sums, "train_s": before + spent, "data_s": waited,
                       "busy_s": busy + world * spent})  # fmt: skip

@@ -31,7 +31,7 @@ from clippo.errors import TrialError
 from clippo.evaluate import Counts
 from clippo.model import ClipModel, load_clip, policy_of
 from clippo.prepared import Location, PreparedSet, fetch, open_prepared, text_features
-from clippo.train.checkpoint import Checkpoints
+from clippo.train.checkpoint import STATE, Checkpoints
 from clippo.train.logs import log_as, logged
 from clippo.train.loop import FAILURE, fit
 from clippo.train.measure import WorthTesting, all_variants, evaluate_reference
@@ -49,6 +49,7 @@ POLL_S = "0.1"
 RESIZE_S = 30.0  # how often a trial with a variable number of workers looks whether it may have more
 START_S = "20"  # how long so many workers as fit are waited for [seconds]
 NOTICE_S = 2.0  # how often Ray is asked whether a machine of the trial is about to go
+MAX_LOSSES = 10  # of workers, without a notice of Ray's; with more it is the trial that kills them
 KEEP_S = 20.0  # how long a trial that gets other workers waits for a checkpoint of those that it has
 
 
@@ -91,7 +92,7 @@ class Job:
 
 def run_trial(
     job: Job, *, name: str, workers: tuple[int, int], gpus_per_worker: float, storage: str,
-    worker_timeout: float, max_failures: int = 3,
+    worker_timeout: float,
 ) -> None:  # fmt: skip
     """Runs one trial to its end, reporting to Ray Tune after every epoch.
 
@@ -122,7 +123,7 @@ def run_trial(
         run_config=RunConfig(
             name=name,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=MAX_LOSSES),
             callbacks=callbacks,
         ),
     )
@@ -144,12 +145,17 @@ class _Watch(WorkerGroupCallback, ControllerCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if isinstance(current_state, RestartingState):
-            self.lost += 1
+            # Ray comes by again and again while it waits for machines.
+            self.lost += not isinstance(previous_state, RestartingState)
         elif isinstance(current_state, ResizingState):
             try:
-                ray.get(self._workers.execute_single_async(0, _keep), timeout=2 * KEEP_S)
-            except RayError:
-                logger.warning("no checkpoint before the number of workers changes", exc_info=True)
+                kept = ray.get(self._workers.execute_single_async(0, _keep), timeout=2 * KEEP_S)
+            except RayError as error:
+                kept, why = False, f": {error}"
+            else:
+                why = f" within {KEEP_S:g} s"
+            if not kept:
+                logger.warning("no checkpoint before the number of workers changes%s", why)
 
 
 class _Reports(TuneReportCallback):
@@ -165,17 +171,16 @@ class _Reports(TuneReportCallback):
 
 # Between the loop of a worker and the controller, which calls `_keep` in another thread of that worker.
 _wanted = threading.Event()  # a checkpoint
-_kept = threading.Event()  # no step was made since the last one, or the loop waits for the controller
+_kept = threading.Event()  # no step was made since the last one
 
 
-def _keep() -> None:
-    """Has the loop write a checkpoint, and returns when it has."""
+def _keep() -> bool:
+    """Has the loop write a checkpoint, and returns when it has, or cannot, as in an evaluation."""
     _wanted.set()
-    _kept.wait(KEEP_S)
+    return _kept.wait(KEEP_S)
 
 
 def _report(row: Mapping[str, Any]) -> None:
-    _kept.set()
     ray.train.report(dict(row))
 
 
@@ -190,8 +195,9 @@ class _Noted:
 
     def write(self, name: str, data: bytes) -> None:
         self.inner.write(name, data)
-        _wanted.clear()
-        _kept.set()
+        if name == STATE:
+            _wanted.clear()
+            _kept.set()
 
 
 class _Leaving:
