@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clippo.front.counts import SplitCounts
 from clippo.front.hypervolume import hypervolume
 from clippo.front.pareto import best_of, pareto_mask
+from clippo.front.split import SplitCounts
 from clippo.front.uncertainty import (
     Array,
     cross_hypervolumes,

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clippo.evaluate.objectives import Objectives
-from clippo.front.counts import AVERAGED, CONFIRM, REFERENCE, SETTINGS, STOPPED, position, split_of
+from clippo.front.counts import AVERAGED, CONFIRM, REFERENCE, SETTINGS, STOPPED, position
 from clippo.front.evidence import MOST_DRAWN, distances
 from clippo.front.methods import TUNING_LOSS, families_of, methods_of
+from clippo.front.split import split_of
 from clippo.front.uncertainty import Array
 from clippo.results import ResultStore, View
 from clippo.results.arrow import booleans, flags, is_in, numbers, texts

@@ -27,12 +27,9 @@ from clippo.front.counts import (
     EVAL_COLUMNS,
     RANKING_COLUMNS,
     REFERENCE,
-    SPREAD_DRAWS,
     STOPPED,
     TRIAL_COLUMNS,
     CountTable,
-    Ranked,
-    SplitCounts,
     position,
     read_counts,
 )
@@ -54,6 +51,7 @@ from clippo.front.methods import TUNING_LOSS, families_of, methods_of
 from clippo.front.nearest import LARGE, nearest_trials
 from clippo.front.pareto import pareto_mask
 from clippo.front.searched import searched_front
+from clippo.front.split import SPREAD_DRAWS, Ranked, SplitCounts
 from clippo.front.uncertainty import Array, seed_spread, wilson_interval
 from clippo.results import ResultStore, View
 from clippo.results.arrow import is_in

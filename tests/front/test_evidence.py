@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from clippo.front import evidence, hypervolume, pareto_mask
-from clippo.front.counts import SplitCounts
 from clippo.front.evidence import HV_REFERENCE_POINT, Evidence, Noise, distances
+from clippo.front.split import SplitCounts
 from tests.front.sweeps import OBJECTIVES
 
 PICTURES = 384
