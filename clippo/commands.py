@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -58,6 +59,7 @@ class FrontCommand:
         store = ResultStore(self.store, patience=PATIENCE if self.follow else 0.0)
         sweep, bound = _only_sweep(store, self.sweep), self.min_retention
         if not self.follow:
+            gc.disable()  # the process ends soon; to look through all rows for cycles takes a tenth of it
             self._show(front_of(store, sweep, min_retention=bound))
             return 0
         for front in followed(store, sweep, Console(stderr=True), every=self.every, min_retention=bound):
