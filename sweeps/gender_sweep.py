@@ -1,6 +1,6 @@
 """The sweep for what a model reads as gender, on bundled drawings of people unless told otherwise.
 
-    python sweeps/gender_sweep.py                                          # laptop, some minutes
+    python sweeps/gender_sweep.py                                          # laptop, a minute and a half
     python sweeps/gender_sweep.py --preset tower                           # the image tower instead
     python sweeps/gender_sweep.py --model.name ViT-B-32 --model.pretrained openai \
         --data.source vl-bias:PATH --data.test-sets fairface:PATH          # your model and data

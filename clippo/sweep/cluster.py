@@ -25,12 +25,17 @@ logger = logging.getLogger(__name__)
 
 DRIVER_CPU = 0.01
 FREE_S = 1.0  # between two looks for what dead trials have left reserved
+RAY = "2.60"  # pyproject.toml fixes it; what is used of it besides its public API may be gone in another
 MAX_PREPARING = 4  # processes that prepare pictures; each holds a model
 
 
 @contextlib.contextmanager
 def joined_ray(config: SweepConfig) -> Iterator[None]:
     """Joins the cluster that this process belongs to, or starts Ray on this machine for the time."""
+    if not ray.__version__.startswith(f"{RAY}."):
+        raise ResourceError(
+            f"Ray is {ray.__version__}; a sweep leans on what {RAY} does: pip install 'ray=={RAY}.*'"
+        )
     if ray.is_initialized():
         yield
         return

@@ -9,7 +9,7 @@ import torch
 
 from clippo.config import SearchConfig, SweepConfig, TrainConfig
 from clippo.errors import DivergedError, ResourceError
-from clippo.sweep.cluster import check_resources
+from clippo.sweep.cluster import check_resources, joined_ray
 from clippo.sweep.trial import failure_reason
 
 
@@ -67,6 +67,15 @@ def test_out_of_memory_has_a_remedy_wherever_it_comes_from(kind: str) -> None:
     with pytest.raises(RuntimeError) as wrapped:
         raise RuntimeError("a worker failed") from caught.value
     assert failure_reason(wrapped.value, config) == REMEDY
+
+
+def test_another_release_of_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "__version__", "2.61.0")
+    with (
+        pytest.raises(ResourceError, match=r"Ray is 2\.61\.0; .* pip install 'ray==2\.60\.\*'"),
+        joined_ray(SweepConfig()),
+    ):
+        pass
 
 
 def test_out_of_memory_in_another_process(own_ray: None) -> None:

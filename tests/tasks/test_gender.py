@@ -250,10 +250,14 @@ def test_errors_are_one_line(
 
 @pytest.fixture(scope="module")
 def shared(small_cache: Path) -> Shared:
-    model, location = ModelConfig(pretrained="people", trainable="transform"), Location(small_cache)
+    return shared_of(SMALL, small_cache)
+
+
+def shared_of(data: DataConfig, cache: Path) -> Shared:
+    model, location = ModelConfig(pretrained="people", trainable="transform"), Location(cache)
     train = gender_sweep().train
     return Shared(
-        model=model, train=train, prepared=prepare("gender", SMALL, model, location), location=location
+        model=model, train=train, prepared=prepare("gender", data, model, location), location=location
     )
 
 
@@ -294,16 +298,17 @@ def test_the_power_turns_what_is_read_as_gender_up_and_down(shared: Shared, tmp_
             assert low_end[1] < high_end[0], "and by more than chance"
 
 
-def test_pairs_of_images_lessen_the_bias_of_held_out_concepts_too(shared: Shared, tmp_path: Path) -> None:
+def test_pairs_of_images_lessen_the_bias_of_held_out_concepts_too(small_cache: Path, tmp_path: Path) -> None:
+    every = shared_of(replace(SMALL, steering_share=0.0), small_cache)  # all seen concepts have pairs
     reference, counts = tuned(
-        shared, tmp_path, pairs="counter+image", loss="ipo", beta=0.15, kl_weight=50.0, learning_rate=2e-3,
+        every, tmp_path, pairs="counter+image", loss="ipo", beta=0.15, kl_weight=50.0, learning_rate=2e-3,
         epochs=24, orthogonality=0.03,
     )  # fmt: skip
     before, after = (
         {c.eval_set: c for c in some if c.variant == variant}
         for some, variant in ((reference, "reference"), (counts, "averaged"))
     )
-    for which, bound in (("seen", 0.85), ("held_out", 0.85)):
+    for which, bound in (("seen", 0.7), ("held_out", 0.85)):
         name = f"test/concept/{which}"
         assert mean_skew(after[name].rankings) < bound * mean_skew(before[name].rankings)
         assert after[name].accuracy > before[name].accuracy - 0.02
