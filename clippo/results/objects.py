@@ -75,7 +75,7 @@ class Objects:
             raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
         if endpoint_url and not s3:
             raise ConfigError(f"{uri!r} has no endpoint ({endpoint_url}); write s3://bucket/prefix")
-        self._patience, self._answer = patience, answer
+        self.patience, self._answer = patience, answer
         self._s3 = s3
         # No caches: other processes write too, and credentials may change while this one lives.
         self._client = partial(connect, uri, answer=answer, attempts=attempts, endpoint_url=endpoint_url)
@@ -248,7 +248,7 @@ class Objects:
         fsspec.asyn.sync(self._fs.loop, limited)
 
     def _try(self, action: str, call: Callable[[], Result]) -> Result:
-        end, pause, told = time.monotonic() + self._patience, 0.5, False
+        end, pause, told = time.monotonic() + self.patience, 0.5, False
         while True:
             try:
                 return call()
@@ -260,7 +260,7 @@ class Objects:
                 # Without its cause, as that may show the request and whatever it was signed with.
                 raise failure from None
             if not told:
-                logger.warning("%s; trying again for %.0f s", failure, self._patience)
+                logger.warning("%s; trying again for %.0f s", failure, self.patience)
                 told = True
             time.sleep(pause * random.uniform(0.5, 1.0))  # not all workers at the same moment
             pause = min(2 * pause, LONGEST_PAUSE)

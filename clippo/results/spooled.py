@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 WORKER_PATIENCE = 300.0  # a worker holds its accelerator while it waits for the store [s]
 DRIVER_PATIENCE = 30.0  # of reads, and of taking a name [s]
+SWEEP_PATIENCE = 300.0  # of reads once a sweep has trained something [s]
 ANSWER = 5.0  # a write that takes longer [s] goes to local disk, so that the driver can go on
 PAUSE, LONGEST_PAUSE = 0.5, 15.0  # between attempts [s]
 FLUSH = 60.0  # how long a sweep waits for the store at its end [s]
@@ -91,6 +92,10 @@ class SpooledStore(ResultStore):
                 "in memory only; set CLIPPO_CACHE to another folder"
             )
         self.flush()
+
+    def sweep_began(self) -> None:
+        """From now on reads wait longer: hours of training are not ended for a store that is away."""
+        self._objects.patience = SWEEP_PATIENCE
 
     def compact(self, sweep: str) -> int:
         """As of :class:`ResultStore`, once everything has arrived."""

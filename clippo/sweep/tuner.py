@@ -111,7 +111,7 @@ class _Sweep:
     """One run of a sweep: what it has found in the store, and what all of its steps need."""
 
     def __init__(
-        self, config: SweepConfig, store: ResultStore, console: Console,
+        self, config: SweepConfig, store: SpooledStore, console: Console,
         finished: Mapping[str, FinishedTrial], resumed: bool,
     ) -> None:  # fmt: skip
         self._config, self._store, self._console, self._finished = config, store, console, finished
@@ -164,6 +164,7 @@ class _Sweep:
         """Tells those who follow the sweep that it runs, and how that ended."""
         note = partial(self._store.write_state, self._config.name, trials=trials)
         note(RUNNING)
+        self._store.sweep_began()
         try:
             yield
         except BaseException:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,6 +96,26 @@ def test_patience_ends(server: OwnS3Server, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(StoreError, match="no connection"):
         store.write_bytes("checkpoints/a.bin", b"")
     assert 0.8 < time.monotonic() - began < 10
+
+
+def test_reads_of_a_sweep_that_has_begun_wait_longer(
+    server: OwnS3Server, uri: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spooled, "DRIVER_PATIENCE", 0.5)
+    monkeypatch.setattr(spooled, "SWEEP_PATIENCE", 60.0)
+    with opened(uri) as (store, lines):
+        write_sweep(store, "s1", range(2))
+        server.kill()
+        with pytest.raises(StoreError, match="no connection"):
+            store.trials("s1")
+        store.sweep_began()
+        with ThreadPoolExecutor(1) as pool:
+            trials = pool.submit(store.trials, "s1")
+            time.sleep(3.0)
+            assert not trials.done()
+            server.start()
+            assert len(trials.result(timeout=60)) == 2
+    assert lines == []
 
 
 # ---- the store refuses

@@ -16,7 +16,7 @@ from tests.results.server import OwnS3Server
 pytestmark = pytest.mark.timeout(600)
 
 OUTAGE = 30.0  # how long the server does not answer, and how long it is gone [s]
-TRIALS = 5
+TRIALS = 8
 
 
 @pytest.fixture
