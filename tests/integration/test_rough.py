@@ -27,6 +27,13 @@ time.sleep(600)
 """
 
 
+def prepare(cluster: RayCluster, results: str) -> None:
+    """Builds the set on the machines that there are, if no sweep has."""
+    command = ("python", "-m", "clippo", "prepare", "--results", results, *SMALL_SWEEP[:4])
+    done = cluster.ray("job", "submit", "--working-dir", ".", "--", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_worker_that_is_slow_is_waited_for_and_one_that_stands_still_is_replaced(
     cluster: RayCluster, s3_env: S3Server
 ) -> None:
@@ -58,6 +65,7 @@ def test_a_machine_without_the_prepared_set_and_with_a_full_object_store(
     cluster: RayCluster, s3_env: S3Server, tmp_path: Path
 ) -> None:
     results, cache = f"s3://{s3_env.bucket}/jobs", tmp_path / "cache"
+    prepare(cluster, results)
     store = "--object-store-memory=80000000"  # of which Ray wants 75 MB at the least
     cluster.add_node(2, store, '--resources={"small": 1}', CLIPPO_CACHE=str(cache))
     awaited(lambda: len(cluster.nodes()) == 2 or None, cluster, "")
@@ -72,15 +80,15 @@ def test_a_machine_without_the_prepared_set_and_with_a_full_object_store(
     assert done.returncode == 0, done.stdout + done.stderr
     statuses = {t["trial_id"]: t["status"] for t in ResultStore(results).trials("full").to_pylist()}
     assert statuses == {"reference": "completed", "00000": "completed"}
-    assert list(cache.glob("prepared/*/manifest.json")), "it was fetched"
+    assert list(cache.glob("prepared/*/manifest.json")), "the trial had it"
+    assert not list(cache.glob("prepared/*/shards")), "it was fetched: whoever builds it notes each shard"
 
 
 def test_a_machine_that_cannot_keep_the_prepared_set_says_so(
     cluster: RayCluster, s3_env: S3Server, tmp_path: Path
 ) -> None:
     results, name = f"s3://{s3_env.bucket}/jobs", "no-cache"
-    prepare = ("python", "-m", "clippo", "prepare", "--results", results, *SMALL_SWEEP[:4])
-    assert cluster.ray("job", "submit", "--working-dir", ".", "--", *prepare).returncode == 0
+    prepare(cluster, results)
     (tmp_path / "file").touch()
     cluster.add_node(2, CLIPPO_CACHE=str(tmp_path / "file"))
     awaited(lambda: len(cluster.nodes()) == 2 or None, cluster, "")
