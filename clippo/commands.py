@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -295,17 +296,25 @@ class DoctorCommand(SweepConfig):
     probe_trial: bool = True
     """Run a short real trial, of a minute at most, and say what the sweep would take."""
     price_per_device_hour: float | None = None
-    """Price of a GPU, or of a CPU where workers have no GPU, for an hour; in any currency. Default:
-    the list price of AWS on demand, where it is known."""
+    """Price of a GPU, or of a CPU where workers have no GPU, for an hour, in any currency, where
+    the file of --prices does not say it."""
+    prices: str = ""
+    """A CSV file of lines such as 'A100,3.67': what a device calls itself, or words of that, or 'CPU'; and
+    its price for an hour, in any currency. What it lacks has its list price of AWS on demand, where known."""
 
     def run(self) -> int:
         quiet(self.verbose)
-        from clippo.doctor import examine, print_findings  # Ray and torch take seconds
+        # Ray and torch take seconds
+        from clippo.doctor import examine, print_findings
+        from clippo.sweep.cost import read_prices
 
+        prices = read_prices(self.prices) if self.prices else {}
+        if (price := self.price_per_device_hour) is not None:
+            if not 0 <= price < math.inf:
+                raise ConfigError(f"--price-per-device-hour is {price:g}; give 0 or more")
+            prices[""] = price  # of a device without a name, which every device is
         config = SweepConfig(**{f.name: getattr(self, f.name) for f in fields(SweepConfig)})
-        findings = examine(
-            config, probe_trial=self.probe_trial, price_per_device_hour=self.price_per_device_hour
-        )
+        findings = examine(config, probe_trial=self.probe_trial, prices=prices)
         return 2 if print_findings(findings, Console()) else 0
 
 

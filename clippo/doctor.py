@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -35,7 +36,7 @@ from clippo.results.objects import MIN_FREE, Objects
 from clippo.results.spool import Spool
 from clippo.results.spooled import spool_folder
 from clippo.sweep.cluster import check_resources, cluster_resources, joined_ray, resources_of_a_trial
-from clippo.sweep.cost import estimate, remember, work_of
+from clippo.sweep.cost import estimate, price_of, remember, work_of
 from clippo.sweep.plan import needs
 from clippo.sweep.probe import probes
 from clippo.sweep.tuner import check_settings
@@ -57,13 +58,13 @@ class Finding:
 
 
 def examine(
-    config: SweepConfig, *, probe_trial: bool = True, price_per_device_hour: float | None = None
+    config: SweepConfig, *, probe_trial: bool = True, prices: Mapping[str, float] = MappingProxyType({})
 ) -> Iterator[Finding]:
     """Looks at everything that a sweep with this configuration needs; what is wrong is a finding, too.
 
     Args:
         probe_trial: run a short real trial, and say what the sweep would take.
-        price_per_device_hour: of a CPU, or of a GPU where workers have them.
+        prices: of devices for an hour, which go before the list prices (``price_of``).
     """
     config = absolute(config)
     yield _tried("settings", lambda: _settings(config))
@@ -97,7 +98,7 @@ def examine(
         if memory is not None:
             yield from _memory(nodes, config, memory)
         if probe_trial and memory is not None and not (data.problem or resources.problem):
-            yield from _estimate(config, price_per_device_hour)
+            yield from _estimate(config, prices)
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> int:
@@ -333,7 +334,7 @@ def _gpu_memory() -> int | str:
 # --- what it would take ----------------------------------------------------------------------------------
 
 
-def _estimate(config: SweepConfig, price: float | None) -> Iterator[Finding]:
+def _estimate(config: SweepConfig, prices: Mapping[str, float]) -> Iterator[Finding]:
     """What the sweep takes, by the longest of the short trials that ended in time."""
     task = ray.remote(probes).options(num_cpus=1, num_gpus=config.gpus_per_worker, max_retries=0)
     running: Any = task.remote(config)
@@ -353,7 +354,7 @@ def _estimate(config: SweepConfig, price: float | None) -> Iterator[Finding]:
             "a short trial", f"not finished in {PROBE:.0f} s (perhaps nodes start first); no estimate"
         )
         return
-    speed = replace(speed, price=price)
+    speed = replace(speed, price=price_of(speed.device, prices))
     remember(config, speed)
     for what, taken in estimate(config, work_of(config), speed):
         yield Finding(what, taken)

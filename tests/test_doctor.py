@@ -21,9 +21,19 @@ import torch
 from clippo import doctor
 from clippo.config import DataConfig, ModelConfig, SweepConfig, TrainConfig
 from clippo.doctor import Finding, examine
+from clippo.errors import ConfigError
 from clippo.model import ClipModel, policy_of
 from clippo.results import objects
-from clippo.sweep.cost import Speed, Work, estimate, remember, remembered, work_of
+from clippo.sweep.cost import (
+    Speed,
+    Work,
+    estimate,
+    price_of,
+    read_prices,
+    remember,
+    remembered,
+    work_of,
+)
 from clippo.sweep.probe import probes
 from clippo.train.memory import estimated_memory
 from sweeps.gender_sweep import gender_sweep, tower_sweep
@@ -211,6 +221,44 @@ def test_time_and_cost_of_a_sweep() -> None:
     assert "no list price of NVIDIA H900" in unknown["the sweep"]
 
 
+def test_own_prices_go_before_the_list(tmp_path: Path) -> None:
+    table = tmp_path / "prices.csv"
+    table.write_text('A100, 3.67\n\nA100 80GB, 5\n"RTX 4090",0\n')
+    prices = read_prices(str(table))
+    assert prices == {"A100": 3.67, "A100 80GB": 5.0, "RTX 4090": 0.0}
+    devices = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 4090", "NVIDIA L4")
+    assert [price_of(device, prices) for device in devices] == [3.67, 5.0, 0.0, None]
+    assert price_of("NVIDIA L4", prices | {"": 9.0}) == 9.0
+
+
+@pytest.mark.parametrize(
+    "line", ["A100", "A100,much", "A100,-1", "A100,nan", "A100,inf", ",3", "A100,3,USD", "device,price"]
+)
+def test_a_line_that_is_no_price(line: str, tmp_path: Path) -> None:
+    table = tmp_path / "prices.csv"
+    table.write_text(f"L4,0.8\n{line}\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{table}: line 2 is {line!r}; write a device and its")):
+        read_prices(str(table))
+
+
+def test_a_table_of_prices_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    for path in (tmp_path, tmp_path / "none.csv", tmp_path / "picture.png"):
+        with pytest.raises(ConfigError, match=r"cannot be read .*; give a CSV file"):
+            read_prices(str(path))
+
+
+@pytest.mark.parametrize("flag", ["--prices", "--price-per-device-hour"])
+def test_a_price_that_is_refused(flag: str, tmp_path: Path) -> None:
+    (tmp_path / "-1").write_text("L4")
+    done = subprocess.run(
+        [sys.executable, "-m", "clippo", "doctor", f"{flag}=-1"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"error: {flag}.* -?1.*(write|give) .*\n", done.stderr), done.stderr
+
+
 def test_a_speed_is_remembered_for_sweeps_that_train_alike() -> None:
     config = SweepConfig()
     assert remembered(config) is None
@@ -268,8 +316,10 @@ def test_memory_by_what_is_trained(clip: ClipModel) -> None:
 
 
 def test_all_is_well(s3_env: S3Server, tmp_path: Path) -> None:
-    results = f"s3://{s3_env.bucket}/healthy"
-    done = clippo("doctor", *SMALL_SWEEP, "--results", results, "--price-per-device-hour", "2")
+    results, table = f"s3://{s3_env.bucket}/healthy", tmp_path / "prices.csv"
+    table.write_text("L4,5\nCPU,2\n")
+    prices = ("--prices", str(table), "--price-per-device-hour", "9")  # of what the table lacks
+    done = clippo("doctor", *SMALL_SWEEP, "--results", results, *prices)
     assert done.returncode == 0, done.stdout + done.stderr
     found = findings(done.stdout)
     assert {state for state, _ in found.values()} == {"ok"}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from clippo.config import SweepConfig, digest
+from clippo.errors import ConfigError
 from clippo.remote import node_cache
 from clippo.results.objects import write_whole
 from clippo.tasks import objectives_of, task_named
@@ -113,20 +116,53 @@ def estimate(config: SweepConfig, work: Work, speed: Speed) -> Iterator[tuple[st
 def _cost(hours: float, speed: Speed) -> str:
     if speed.price is not None:
         return f", {hours * speed.price:.2f} at {speed.price:g} each"
-    price = list_price(speed.device)
+    price = price_of(speed.device, PRICES)
     if price is None:
-        return f" (no list price of {speed.device}: --price-per-device-hour)"
-    return f", {hours * price:.2f} USD at {price:g} each (on demand; else --price-per-device-hour)"
+        return f" (no list price of {speed.device}: --prices or --price-per-device-hour)"
+    return f", {hours * price:.2f} USD at {price:g} each (on demand; else --prices FILE)"
 
 
-def list_price(device: str) -> float | None:
-    """The list price of a device by what it calls itself [USD an hour].
+def price_of(device: str, prices: Mapping[str, float]) -> float | None:
+    """The price of a device by what it calls itself: of the names whose words it has, the longest.
 
-    >>> list_price("NVIDIA A10G"), list_price("Tesla T4"), list_price("NVIDIA GeForce RTX 4090")
+    >>> price_of("NVIDIA A10G", PRICES), price_of("Tesla T4", PRICES), price_of("NVIDIA H100", PRICES)
     (1.006, 0.526, None)
+    >>> price_of("NVIDIA A100-SXM4-80GB", {"": 1.0, "A100": 2.0, "a100 80gb": 3.0})
+    3.0
     """
-    words = set(re.split(r"\W+", device))
-    return next((price for name, price in PRICES.items() if name in words), None)
+    words = _words(device)
+    return max(((len(_words(n)), p) for n, p in prices.items() if _words(n) <= words), default=(0, None))[1]
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", name.casefold()))
+
+
+def read_prices(path: str) -> dict[str, float]:
+    """A table of prices: a CSV file whose lines are a device and its price for an hour, without a header.
+
+    Raises:
+        ConfigError: there is no such file, or a line is something else.
+    """
+    prices = {}
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.reader(file, skipinitialspace=True), start=1):
+                if not row:
+                    continue
+                try:
+                    name, price = row[0], float(row[1])
+                except (IndexError, ValueError):
+                    name, price = "", math.nan
+                if len(row) != 2 or not _words(name) or not 0 <= price < math.inf:
+                    raise ConfigError(
+                        f"--prices {path}: line {number} is {','.join(row)!r}; write a device and its price "
+                        "for an hour, 0 or more, such as 'A100,3.67'"
+                    )
+                prices[name] = price
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ConfigError(f"--prices {path} cannot be read ({error}); give a CSV file") from None
+    return prices
 
 
 def duration(seconds: float) -> str:
