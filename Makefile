@@ -4,7 +4,7 @@
 #   make test               the whole test suite                         (TEST_FLAGS="-k attack")
 #   make lint               style, types, imports
 #   make rehearse           a sweep on an autoscaling cluster of processes, with a killed node and a killed driver
-#   make soak               ends a sweep at twenty random moments and runs it again; half an hour
+#   make soak               ends a sweep at 22 moments and runs it again; half an hour
 #   make bench              all benchmarks of speed (benchmarks/README.md)
 #   make pretrain           makes the bundled model anew; about an hour, needs npm
 #   make pretrain-people    makes its biased twin and an unbiased control anew; half an hour, needs npm

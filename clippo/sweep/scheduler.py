@@ -11,7 +11,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,16 @@ class Rule(ABC):
             self.record(trial_id, epoch, values)
             decided[trial_id] = self._compare(trial_id, epoch, values)
         return decided[trial_id]
+
+    def passed(self, trial_id: str, epoch: int, values: Sequence[float]) -> Decision:
+        """What a rung makes of a trial that went on from it in an earlier run, and goes on here too.
+
+        It is compared with all that is known now; with what it was compared then, nobody remembers.
+        """
+        decision = replace(self.decide(trial_id, epoch, values), stop=False)
+        if decision.rung is not None:
+            self._decisions[epoch][trial_id] = decision
+        return decision
 
     def counts(self) -> dict[int, tuple[int, int]]:
         """How many trials each rung has recorded, and how many it has stopped."""
@@ -272,12 +282,10 @@ class StoppingScheduler(FIFOScheduler):
         epoch = result.get("epoch")
         if epoch is None or not trial_id.isdigit() or epoch >= trial.config["settings"]["epochs"]:
             return self.CONTINUE
-        if result.get(AGAIN):  # it went on from here before its process died
-            if (values := self._score(result)) is not None:
-                self._rule.record(trial_id, epoch, values)
-            return self.CONTINUE
-        decision = self._rule.decide(trial_id, epoch, self._score(result) or [math.nan])
-        if decision.stop or decision.rung:
+        # A report that comes again: the trial went on from here before its process died.
+        decide = self._rule.passed if result.get(AGAIN) else self._rule.decide
+        decision = decide(trial_id, epoch, self._score(result) or [math.nan])
+        if decision.stop or decision.rung is not None:
             self._on_decision(trial_id, epoch, decision)
         if not decision.stop:
             return self.CONTINUE

@@ -1,8 +1,8 @@
 """A sweep that is ended at some moment and run again at once: nothing is lost, nothing is there twice.
 
 ``make test`` ends it at two moments. ``make soak`` (pytest with ``--soak``) does so at ten random ones with
-SIGKILL, and at five each with SIGTERM and Ctrl-C. SIGKILL hits the driver alone: what it leaves of its Ray
-is still there when the same command begins anew.
+SIGKILL, at five each with SIGTERM and Ctrl-C, and near its two ends. SIGKILL hits the driver alone: what it
+leaves of its Ray is still there when the same command begins anew.
 """
 
 import itertools
@@ -28,10 +28,12 @@ from tests.front.sweeps import OBJECTIVES
 pytestmark = pytest.mark.timeout(900)
 
 TRIALS = 16
+ALL = ["reference", "cross_entropy", *(f"{i:05d}" for i in range(TRIALS)), "confirm-"]
+"""Every trial of the sweep; of what is confirmed only the beginning is known."""
 FLAGS = [
     "--name", "mortal", "--train-pictures", "128", "--eval-pictures", "16", "--epochs", "3", "3",
-    "--trials", str(TRIALS), "--stopping", "halving", "--min-epochs", "1", "--baselines", "--confirm", "0",
-    "--alphas", "0", "0.5",
+    "--trials", str(TRIALS), "--stopping", "halving", "--min-epochs", "1", "--baselines", "cross_entropy",
+    "--confirm", "1", "--alphas", "0", "0.5",
 ]  # fmt: skip
 STUDY = """
 import json, runpy, sys
@@ -70,6 +72,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         moments = [
             (s, rng.random()) for s, n in (("SIGKILL", 10), ("SIGTERM", 5), ("SIGINT", 5)) for _ in range(n)
         ]
+        moments += [
+            ("SIGKILL", 0.02),
+            ("SIGKILL", 0.97),
+        ]  # nothing measured yet; only the confirmation is left
     metafunc.parametrize(("how", "share"), moments, ids=[f"{s}-{share:.2f}" for s, share in moments])
 
 
@@ -85,10 +91,12 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
         ) as driver,
     ):
         try:
-            while not (rows / "reference-0.parquet").exists() or len(names(rows)) <= share * TRIALS:
+            there, within = divmod(share * len(ALL), 1.0)
+            while len(names(rows)) < there:
                 assert driver.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.02)
-            time.sleep(0.5 * random.Random(share).random())  # not always just after a row
+            # Not always just after a row; before the first one and in the last trial there is more to see.
+            time.sleep(within * (10.0 if there in (0, len(ALL) - 1) else 0.5))
             driver.send_signal(signal.Signals[how])
             status = driver.wait(timeout=200)
         finally:
@@ -97,9 +105,9 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
     if how != "SIGKILL":
         assert status in (0, 130), said
         assert "Traceback" not in said
-    before = {path: path.stat().st_mtime_ns for path in rows.iterdir() if path.suffix == ".parquet"}
+    before = {rows / name: (rows / name).stat().st_mtime_ns for name in names(rows)}
     begun = attempts(started)
-    whole = len(before) == TRIALS + 1 and (tmp_path / "examples").exists()
+    whole = len(before) == len(ALL) and (tmp_path / "examples").exists()
 
     again = subprocess.run(
         [sys.executable, "-c", STUDY, str(memory), *command],
@@ -114,8 +122,9 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
         assert len(new) == (trial_id not in finished), "what had not finished is run once more, nothing else"
         assert (rows / f"{trial_id}-{numbers[-1]}.parquet").exists()
     trials = table(tmp_path, "trials")
-    assert sorted(t["trial_id"] for t in trials) == [*(f"{i:05d}" for i in range(TRIALS)), "reference"]
-    assert len(names(rows)) == TRIALS + 1, "each is there once"
+    ended = [t["trial_id"][: len("confirm-")] if is_confirming(t) else t["trial_id"] for t in trials]
+    assert sorted(ended) == sorted(ALL)
+    assert len(names(rows)) == len(ALL), "each is there once"
     assert {t["status"] for t in trials} <= {"completed", "stopped_early"}
 
     rungs = {
@@ -126,6 +135,8 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
     for t in trials:
         last = max((epoch for i, epoch in rungs if i == t["trial_id"]), default=None)
         was_stopped = last is not None and rungs[t["trial_id"], last] == 1
+        if is_searched(t):
+            assert [e for i, e in sorted(rungs) if i == t["trial_id"]] == [1, 2][:last], "of every rung"
         assert was_stopped == (t["status"] == "stopped_early"), "the metrics say why"
         if t["trial_id"] != "reference":
             weights = Path(t["checkpoint_uri"])
@@ -133,9 +144,7 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
             assert weights.is_file(), "what it offers can be exported"
 
     states = {"completed": TrialState.COMPLETE, "stopped_early": TrialState.PRUNED}
-    expected = sorted(
-        ([int(t["trial_id"])], states[t["status"]].name) for t in trials if t["trial_id"] != "reference"
-    )
+    expected = sorted(([int(t["trial_id"])], states[t["status"]].name) for t in trials if is_searched(t))
     kept = [sorted(map(tuple, study)) for study in json.loads(memory.read_text())]
     in_memory = [study for study in kept if study and study[0][0]]  # the report makes some of its own
     seen = [(trials, TrialState.COMPLETE.name) for trials, _ in expected]
@@ -144,9 +153,9 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
     assert sorted((t.user_attrs["trials"], t.state.name) for t in shown) == expected
 
     front = json.loads(clippo("front", str(tmp_path), "--json").stdout)
-    assert front["completed"] + front["stopped_early"] == TRIALS
+    assert front["completed"] + front["stopped_early"] == TRIALS + 1
     points = {(p["trial_id"], p["variant"]): (p["robustness"], p["retention"]) for p in front["points"]}
-    found = front_of_rows(table(tmp_path, "evals"))
+    found = front_of_rows([e for e in table(tmp_path, "evals") if not is_confirming(e)])
     assert points.keys() == found.keys()
     assert all(points[key] == pytest.approx(found[key]) for key in points)
     deadline = time.monotonic() + 150  # the agents of a raylet that is gone look around once in a while
@@ -155,8 +164,18 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
     assert not left, "what the first driver had started is gone"
 
 
+def is_searched(row: Mapping[str, Any]) -> bool:
+    return bool(row["trial_id"].isdigit())
+
+
+def is_confirming(row: Mapping[str, Any]) -> bool:
+    return bool(row["trial_id"].startswith("confirm-"))
+
+
 def names(folder: Path) -> list[str]:
     """The rows in a folder; nothing but rows and what is being written may be there."""
+    if not folder.exists():
+        return []
     found = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     assert all(name.endswith(".parquet") for name in found), found
     return found

@@ -372,10 +372,13 @@ def test_epochs_are_counted_and_not_reports() -> None:
 
 
 def test_a_resumed_trial_is_not_stopped_where_it_had_gone_on() -> None:
-    scheduler = StoppingScheduler(with_evidence(), values_of)
+    seen: list[tuple[str, int, Decision]] = []
+    scheduler = StoppingScheduler(with_evidence(), values_of, lambda *decision: seen.append(decision))
     weak = trial_of("r0", "00000")
-    assert scheduler.on_trial_result(None, weak, report_of(1, 0.1) | {AGAIN: True}) == "CONTINUE"
+    for _ in range(2):
+        assert scheduler.on_trial_result(None, weak, report_of(1, 0.1) | {AGAIN: True}) == "CONTINUE"
     assert scheduler.debug_string().startswith("Halving; epoch 1: 3 trials, 0 stopped"), "it is recorded"
+    assert seen == 2 * [("00000", 1, Decision(False, 1, 1, 2, 3))], "its metrics still tell of the rung"
     assert scheduler.on_trial_result(None, weak, report_of(2, 0.1) | {AGAIN: False}) == "STOP"
 
 
