@@ -141,6 +141,30 @@ def test_a_trial_that_goes_on_elsewhere_has_no_epoch_twice(tmp_path: Path) -> No
     assert steps == [1, 2]
 
 
+def test_mlflow_in_a_local_file_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which MLflow keeps for those who ask for it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(ConfigError, match=r"^--track mlflow: The filesystem tracking backend .*MLFLOW_ALLOW"):
+        tracking(tmp_path, track=("mlflow",))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    tracker, said = tracking(tmp_path, track=("mlflow",))
+    trial = a_trial(0)
+    tracker.on_trial_start(0, [], trial)
+    for epoch in (1, 2):
+        tracker.on_trial_result(0, [], trial, a_report(epoch))
+    trial.run_metadata.last_result = a_report(2)
+    tracker.on_trial_complete(0, [], trial)
+    tracker.close()
+    assert said == ["tracked by mlflow: at MLFLOW_TRACKING_URI"]
+    (run,) = (tmp_path / "runs").glob("*/*/params/trial_id")
+    assert run.read_text() == "00000"
+    folder = run.parents[1]
+    losses = [line.split() for line in (folder / "metrics" / "loss").read_text().splitlines()]
+    assert [(float(value), int(step)) for _, value, step in losses] == [(1.0, 1), (0.5, 2)]
+    assert "status: 3" in (folder / "meta.yaml").read_text(), "finished"
+
+
 def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
