@@ -204,23 +204,31 @@ class _Leaving:
     """Whether a checkpoint is wanted: Ray has said that a machine of this trial will go, or `_keep` has."""
 
     def __init__(self, *, local: bool) -> None:
-        self._local, self._known, self._asked = local, frozenset[str](), 0.0
+        self._local, self._known, self._asked = local, frozenset[tuple[str, int]](), 0.0
 
     def __call__(self) -> bool:
         _kept.clear()
-        before, self._known = self._known, self._draining()
+        before, self._known = self._known, self._notices()
         return _wanted.is_set() or bool(self._known - before)
 
-    def _draining(self) -> frozenset[str]:
-        """The nodes of this trial that are about to go."""
+    def _notices(self) -> frozenset[tuple[str, int]]:
+        """The nodes of this trial that are about to go, with the deadline [ms of UNIX time, 0: none].
+
+        A machine may be told twice, first that it is at risk and then when it goes.
+        """
         if not self._local:
             # What ray.train.get_preemption_info tells, without its barrier of all ranks at every step.
             info = get_train_context().preemption_context.preemption_info
-            return frozenset(info.preempted_node_ids) if info else frozenset()
+            return (
+                frozenset((n, info.deadline_ms or 0) for n in info.preempted_node_ids)
+                if info
+                else frozenset()
+            )
         if time.monotonic() < self._asked + NOTICE_S:
             return self._known
         self._asked = time.monotonic()
-        return frozenset({ray.get_runtime_context().get_node_id()} & ray_state.get_draining_nodes().keys())
+        here, draining = ray.get_runtime_context().get_node_id(), ray_state.get_draining_nodes()
+        return frozenset({(here, draining[here])} if here in draining else ())
 
 
 def _train_worker(config: dict[str, Any]) -> None:

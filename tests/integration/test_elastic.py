@@ -1,11 +1,12 @@
-"""Workers that grow in number while a trial runs, and machines that are told that they will be taken away."""
+"""Workers that change in number while a trial runs, and machines that are told that they will go."""
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,7 +96,7 @@ def undisturbed(
     return losses
 
 
-def test_a_trial_starts_with_what_is_there_and_grows_to_the_same_result(
+def test_a_trial_starts_with_what_is_there_grows_and_shrinks_to_the_same_result(
     cluster: RayCluster, s3_env: S3Server, tmp_path: Path
 ) -> None:
     results, job = f"s3://{s3_env.bucket}/jobs", "clippo-grow"
@@ -104,36 +105,47 @@ def test_a_trial_starts_with_what_is_there_and_grows_to_the_same_result(
     flags += ["--search.epochs", "1000", "1000", "--search.learning-rate", "1e-5", "1e-5"]
     assert cluster.submit(*flags, options=("--submission-id", job, "--no-wait")).returncode == 0
 
-    def of_workers(count: int, epochs: int) -> Callable[[], list[dict[str, Any]] | None]:
+    def of_workers(count: int, epochs: int) -> list[dict[str, Any]]:
+        """The reports of a trial whose last epochs had so many workers."""
+
         def look() -> list[dict[str, Any]] | None:
             reports: list[dict[str, Any]] = (state_of(s3_env, "grow") or {"reports": []})["reports"]
-            return reports if sum(r["metrics"]["workers"] == count for r in reports) >= epochs else None
+            there = [r["metrics"]["workers"] for r in reports[-epochs:]] == epochs * [count]
+            return reports if there else None
 
-        return look
+        return awaited(look, cluster, job)
 
-    try:
-        before = awaited(of_workers(2, 1), cluster, job)
-        cluster.add_node(cpus=1)
-        reports = awaited(of_workers(3, 2), cluster, job)
-    finally:
-        assert cluster.ray("job", "stop", job).returncode == 0
-        cluster.lose_node()
+    with contextlib.ExitStack() as added:
+        try:
+            of_workers(2, 1)
+            cluster.add_node(cpus=1)
+            added.callback(cluster.lose_node)
+            grown = of_workers(3, 2)
+            added.close()  # the machine goes without a notice
+            reports = of_workers(2, 2)
+        finally:
+            assert cluster.ray("job", "stop", job).returncode == 0
     counts = [r["metrics"]["workers"] for r in reports]
-    assert len(before) < len(reports)
-    assert counts == sorted(counts), "it starts with the two that there are, and grows once"
+    assert [count for count, _ in itertools.groupby(counts)] == [2, 3, 2]
+    assert [r["epoch"] for r in reports] == list(range(1, len(reports) + 1))
+    assert reports[: len(grown)] == grown, "a kept epoch was trained again"
     config = TrainConfig(precision="fp32")
     alone = undisturbed(ResultStore(results), "grow", config, len(reports), 1, tmp_path)
     assert [r["metrics"]["loss"] for r in reports] == pytest.approx(alone, rel=1e-4)
     assert alone[-1] < 0.9 * alone[0], "it has learned, so a step that was lost or made twice would show"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "epochs", "deadlines"), [(0, 12, (600, 40)), (2, 24, (600, 40, 1))])
 def test_a_drained_machine_keeps_what_it_has_trained(
-    workers: int, cluster: RayCluster, s3_env: S3Server, tmp_path: Path
+    workers: int, epochs: int, deadlines: Sequence[int], cluster: RayCluster, s3_env: S3Server, tmp_path: Path
 ) -> None:
-    """Nothing else writes a checkpoint in the middle of this trial."""
+    """It is told more than once, as a cloud may, and nothing else writes a checkpoint before it goes.
+
+    Args:
+        epochs: so many that the last notice comes before the trial ends.
+        deadlines: seconds after each notice; at one second there may be no time for a checkpoint.
+    """
     results, name = f"s3://{s3_env.bucket}/jobs", f"drain-{workers}"
-    epochs = 24 if workers else 6  # so many that the notice comes before it ends
     job = f"clippo-{name}"
     flags = ["--results", results, "--name", name, "--workers", f"{workers}", "--precision", "fp32"]
     flags += ["--search.epochs", f"{epochs}", f"{epochs}", "--batch-size", "2"]  # of 80 steps each
@@ -142,14 +154,29 @@ def test_a_drained_machine_keeps_what_it_has_trained(
     assert cluster.submit(*flags, options=("--submission-id", job, "--no-wait")).returncode == 0
     kind = "RayTrainWorker" if workers else "ImplicitFunc"
     awaited(lambda: node in [a["node_id"] for a in cluster.actors(kind)] or None, cluster, job)
-    assert state_of(s3_env, name) is None
-    cluster.drain_node(node, seconds=40)
     cluster.add_node()
-    kept = awaited(lambda: state_of(s3_env, name), cluster, job)
+
+    def kept_after(step: int) -> int:
+        """The step of the next checkpoint, in the middle of the trial."""
+
+        def look() -> int | None:
+            if (state := state_of(s3_env, name)) is None:
+                return None
+            assert "part" in state, f"it had ended: {cluster.ray('job', 'logs', job).stdout}"
+            done: int = state["part"]["step"] if state["part"] else 80 * len(state["reports"])
+            return done if done > step else None
+
+        return awaited(look, cluster, job)
+
+    kept = 0
+    assert state_of(s3_env, name) is None
+    for seconds in deadlines:
+        cluster.drain_node(node, seconds)
+        if seconds > 1:
+            kept = kept_after(kept)
+    time.sleep(1)
     cluster.lose_node(oldest=True)
-    assert "part" in kept, f"it had ended without a notice: {cluster.ray('job', 'logs', job).stdout}"
-    done = 80 * len(kept["reports"]) if kept["part"] is None else kept["part"]["step"]
-    assert 0 < done < 80 * epochs, "in the middle of the trial"
+    kept = kept_after(kept - 1)
     ended = followed(cluster, job)
     assert "succeeded" in ended.stdout + ended.stderr, ended.stdout
 
@@ -157,9 +184,9 @@ def test_a_drained_machine_keeps_what_it_has_trained(
     (trial,) = (t for t in store.trials(name).to_pylist() if t["trial_id"] == "00000")
     assert (trial["status"], trial["workers"], trial["preemptions"]) == ("completed", workers, 1)
     rows = [m for m in store.metrics(name).to_pylist() if m["name"] == "loss" and m["trial_id"] == "00000"]
+    assert sorted(m["epoch"] for m in rows) == list(range(1, epochs + 1))
     losses = [m["value"] for m in sorted(rows, key=lambda m: m["epoch"])]
-    assert len(losses) == epochs
     # To the last bit: with other rounding, so many steps of two pairs would end per cents away.
-    looked_at = min(epochs, len(kept["reports"]) + 2)
+    looked_at = min(epochs, kept // 80 + 2)
     config = TrainConfig(batch_size=2, precision="fp32")
     assert losses[:looked_at] == undisturbed(store, name, config, looked_at, max(1, workers), tmp_path)
