@@ -213,14 +213,16 @@ def _deviates(
     _, curve_C = np.unique(noise.curve_P[near_C], return_inverse=True)
     _, run_C = np.unique(noise.owner_P[near_C], return_inverse=True)
     for size in _chunks(draws, len(near_C) * sets):
-        shared = rng.normal(size=(size, curve_C.max() + 1, sets))[:, curve_C]
-        own = rng.normal(size=(size, len(near_C), sets))
+        shared = rng.standard_normal((size, curve_C.max() + 1, sets))
+        z = rng.standard_normal((size, len(near_C), sets))
+        z *= np.sqrt(1 - noise.correlation)
+        shared *= np.sqrt(noise.correlation)
+        z += shared[:, curve_C]
         seed = np.zeros((1, 1, 1))
         if noise.dof:
             # With few degrees of freedom the spread itself is not known well: Student's t.
             scale = np.sqrt(noise.dof / rng.chisquare(noise.dof, size=(size, 1, 1)))
             seed = scale * noise.sd_PM[near_C] * rng.normal(size=(size, run_C.max() + 1, 2))[:, run_C]
-        z = np.sqrt(noise.correlation) * shared + np.sqrt(1 - noise.correlation) * own
         yield z, seed, slice(start, start + size)
         start += size
 

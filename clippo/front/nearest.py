@@ -6,8 +6,8 @@ counted.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -45,46 +45,49 @@ def nearest_trials(store: ResultStore, sweep: str, trials: pa.Table, objectives:
     tuned_K = np.zeros(len(settings.dictionary), dtype=np.bool_)
     tuned_K[setting_T[flags(is_in(trials["loss"], [TUNING_LOSS]))]] = True
     offered_T = np.where(_offers(trials), setting_T, -1)
-    counts, variants = _counted(store, sweep, ids, objectives)
-    points = _measured(counts, variants, offered_T, len(tuned_K), ids.index(REFERENCE), objectives)
-    near_K = np.ones(len(tuned_K), dtype=np.bool_) if points is None else _nearest(*points, variants, tuned_K)
+    counted = ["n_correct", "n_total"] + ["n_fooled"] * (objectives.goal.measure == "fooled")
+    sets = _sets(objectives)
+    wanted = View(columns=(*COLUMNS, *counted), where={"eval_set": sets}, dictionary=True)
+    counts = store.through_evals(sweep, wanted, partial(_counted, ids=ids, sets=sets, columns=counted))
+    points = _measured(counts, offered_T, len(tuned_K), ids.index(REFERENCE), objectives)
+    near_K = (
+        np.ones(len(tuned_K), dtype=np.bool_) if points is None else _nearest(*points, list(counts), tuned_K)
+    )
     return trials.filter(pc.or_(booleans(near_K[setting_T]), _never_left_out(trials)))
 
 
 def _counted(
-    store: ResultStore, sweep: str, ids: Sequence[str], objectives: Objectives
-) -> tuple[NDArray[np.int32], list[str]]:
-    """What was counted after the last epoch of each trial, on validation pictures, and the variants.
-
-    Returns:
-        (C, V, S, T): pictures that are correct, all, and where the goal needs them those that are fooled; 0
-        where nothing was measured. V names.
-    """
-    sets = _sets(objectives)
-    counted = ["n_correct", "n_total"] + ["n_fooled"] * (objectives.goal.measure == "fooled")
-    wanted = View(columns=(*COLUMNS, *counted), where={"eval_set": sets}, dictionary=True)
-    batches = store.evals(sweep, wanted).to_batches()  # each small enough for the caches
+    portions: Iterable[pa.Table], ids: Sequence[str], sets: Sequence[str], columns: Sequence[str]
+) -> dict[str, NDArray[np.int32]]:
+    """What was counted after the last epoch of each trial, by variant: (C, S, T), 0 where nothing was."""
     trial_of, set_of = _Coder(ids), _Coder(sets)
-    variant_of = _Coder(sorted({v for b in batches for v in b["variant"].dictionary.to_pylist()}))
-    last_epoch = np.zeros(len(ids) + 1, dtype=np.int64)  # the last one is of trials that ended since
-    for batch in batches:
-        trial, epoch = trial_of(batch["trial_id"]), numbers(batch["epoch"])
-        while (later := epoch > last_epoch[trial]).any():  # a trial may be in it several times
-            last_epoch[trial[later]] = epoch[later]
-    shape = len(variant_of.names), len(sets), len(last_epoch)
-    counts = np.zeros((len(counted), math.prod(shape)), dtype=np.int32)
-    for batch in batches:
-        trial = trial_of(batch["trial_id"])
-        trial = np.where(numbers(batch["epoch"]) < last_epoch[trial], len(ids), trial)
-        cell = (variant_of(batch["variant"]) * shape[1] + set_of(batch["eval_set"])) * shape[2] + trial
-        for of_name, name in zip(counts, counted, strict=True):
-            of_name[cell] = numbers(batch[name])
-    return counts.reshape(-1, *shape)[..., : len(ids)], variant_of.names
+    counts: dict[str, NDArray[np.int32]] = {}
+    for portion in portions:
+        batches = portion.to_batches()  # each small enough for the caches
+        trials = [trial_of(batch["trial_id"]) for batch in batches]
+        last_epoch = np.zeros(len(ids) + 1, dtype=np.int64)  # the last one is of trials that ended since
+        for batch, trial in zip(batches, trials, strict=True):
+            epoch = numbers(batch["epoch"])
+            while (later := epoch > last_epoch[trial]).any():  # a trial may be in it several times
+                last_epoch[trial[later]] = epoch[later]
+        for batch, trial in zip(batches, trials, strict=True):
+            variant = batch["variant"]
+            is_last = numbers(batch["epoch"]) == last_epoch[trial]
+            cell = set_of(batch["eval_set"]) * len(last_epoch) + trial
+            values = [numbers(batch[name]) for name in columns]
+            for code, name in enumerate(variant.dictionary.to_pylist()):
+                rows = np.flatnonzero(is_last & (numbers(variant.indices) == code))
+                if name not in counts:
+                    counts[name] = np.zeros((len(columns), len(sets) * len(last_epoch)), dtype=np.int32)
+                for of_column, value in zip(counts[name], values, strict=True):
+                    of_column[cell[rows]] = value[rows]
+    shape = len(columns), len(sets), len(ids) + 1
+    return {name: counts[name].reshape(shape)[..., : len(ids)] for name in sorted(counts)}
 
 
 def _measured(
-    counts: NDArray[np.int32], variants: Sequence[str], setting_T: NDArray[np.int32], settings: int,
-    reference: int, objectives: Objectives,
+    counts: Mapping[str, NDArray[np.int32]], setting_T: NDArray[np.int32], settings: int, reference: int,
+    objectives: Objectives,
 ) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]] | None:  # fmt: skip
     """The objectives of all points (P, M), the untouched model first, their settings and variants (P,).
 
@@ -95,16 +98,17 @@ def _measured(
         settings: how many there are.
         reference: the trial that is the untouched model.
     """
-    starts = np.array([position(v) == 0 for v in variants], dtype=np.bool_)  # the untouched model again
-    own = np.flatnonzero((counts[1, :, :, reference] > 0).all(axis=1) & ~starts)
-    if not len(own) or not counts[0, own[0], len(objectives.goal.sets) :, reference].all():
+    # At the start of a curve it is the untouched model again.
+    offered = [(v, of_v) for v, (name, of_v) in enumerate(counts.items()) if position(name) != 0]
+    own = [(v, of_v) for v, of_v in offered if (of_v[1, :, reference] > 0).all()]
+    if not own or not own[0][1][0, len(objectives.goal.sets) :, reference].all():
         return None
-    first_CS1 = counts[:, own[0], :, reference, None]
+    first_CS1 = own[0][1][:, :, reference, None]
     measured: list[Array] = []
-    owners, which = [np.array([setting_T[reference]], dtype=np.int64)], [own[:1]]
-    for v in np.flatnonzero(~starts):  # all at once would be hundreds of megabytes
+    owners, which = [np.array([setting_T[reference]], dtype=np.int64)], [np.array([own[0][0]])]
+    for v, of_v in offered:  # all at once would be hundreds of megabytes
         # Sums over the seeds have the ratios that means have.
-        sums = [[np.bincount(setting_T + 1, of, settings + 1)[1:] for of in sets] for sets in counts[:, v]]
+        sums = [[np.bincount(setting_T + 1, of, settings + 1)[1:] for of in sets] for sets in of_v]
         sums_CSK = np.array(sums)
         complete_K = (sums_CSK[1] > 0).all(axis=0)
         complete_K[setting_T[reference]] = False

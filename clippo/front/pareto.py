@@ -62,14 +62,21 @@ def _front_of_two(points_NM: NDArray[np.float64]) -> NDArray[np.bool_]:
     """The front of two objectives: in each group that is equal in the first one, the best in the second,
     if that is better than in all groups before.
     """
-    order = np.argsort(-points_NM[:, 0])
-    first_N, second_N = points_NM[order].T
-    ends = np.flatnonzero(np.append(first_N[1:] != first_N[:-1], len(order) > 0))
+    if len(points_NM) == 0:
+        return np.zeros(0, dtype=np.bool_)
+    one_N, other_N = points_NM.T
+    with np.errstate(invalid="ignore"):  # of opposite infinities
+        top = (one_N + other_N).argmax()
+    # What one good point beats in both needs no sorting, and that is most.
+    order = np.flatnonzero((one_N >= one_N[top]) | (other_N >= other_N[top]))
+    order = order[np.argsort(-one_N[order])]
+    first_N, second_N = one_N[order], other_N[order]
+    ends = np.flatnonzero(np.append(first_N[1:] != first_N[:-1], True))
     best_G = np.maximum.accumulate(second_N)[ends]
     better_G = np.ones(len(ends), dtype=np.bool_)
     better_G[1:] = best_G[1:] > best_G[:-1]
     sizes = np.diff(ends, prepend=-1)
-    mask_N = np.empty(len(order), dtype=np.bool_)
+    mask_N = np.zeros(len(points_NM), dtype=np.bool_)
     mask_N[order] = np.repeat(better_G, sizes) & (second_N == np.repeat(best_G, sizes))
     return mask_N
 

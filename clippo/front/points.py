@@ -207,6 +207,7 @@ def read_front(
 
 def _totals(trials: pa.Table) -> dict[str, Any]:
     """How many trials of the search ended in which way, and what all trials took."""
+    trials = trials.select(["trial_id", "status", "device_s"])
     searched, _ = _searched_and_confirming(trials.filter(pc.invert(is_in(trials["trial_id"], [REFERENCE]))))
     endings = {"completed": "completed", "failed": "failed", "stopped": STOPPED}
     return {

@@ -50,5 +50,10 @@ def is_in(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.ChunkedArray:
     wanted = texts(values) if all(isinstance(value, str) for value in values) else pa.array(list(values))
     if not pa.types.is_dictionary(column.type):
         return pc.is_in(column, wanted)
-    found = [pc.is_in(chunk.dictionary, wanted).take(chunk.indices) for chunk in column.chunks]
-    return pa.chunked_array(found, pa.bool_())
+    masks, seen = [], texts([])
+    found = pc.is_in(seen, wanted)
+    for chunk in column.chunks:
+        if not chunk.dictionary.equals(seen):  # neighbouring chunks often have the same
+            seen, found = chunk.dictionary, pc.is_in(chunk.dictionary, wanted)
+        masks.append(found.take(chunk.indices))
+    return pa.chunked_array(masks, pa.bool_())

@@ -240,10 +240,16 @@ def decode_sealed(name: str, data: bytes, sweep: str, view: View, left_out: Sequ
             groups &= chosen
             if pure:
                 del where[column]
-        table = file.read_row_groups(sorted(groups), columns=[n for n in read.names if n in there])
+        columns = [n for n in read.names if n in there]
+        table = file.read_row_groups(sorted(groups), columns=columns, use_threads=False)
         return _filtered(_conformed(table, read, sweep), where, left_out).select(shown.names)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(name, error) from error
+
+
+def concatenated(name: str, tables: Iterable[pa.Table], view: View) -> pa.Table:
+    """Tables of a view as one, also none."""
+    return pa.concat_tables([view.of(_SCHEMAS[name])[0].empty_table(), *tables])
 
 
 def merge(name: str, tables: list[pa.Table], view: View) -> pa.Table:

@@ -77,7 +77,10 @@ class Folder:
 
     def sealed(self) -> dict[str, int]:
         """The attempts that the parts hold."""
-        return {trial: attempt for part in self.parts for trial, attempt in part.trials.items()}
+        found: dict[str, int] = {}
+        for part in self.parts:
+            found.update(part.trials)
+        return found
 
     def latest(self) -> dict[str, int]:
         """The highest attempt of each trial."""
@@ -122,15 +125,16 @@ def read_rows(
     folders: Mapping[str, Folder],
     wanted: Mapping[str, Attempts],
     view: schema.View,
-) -> pa.Table:
-    """The rows of the wanted attempts, by sweep; sealed ones first, in the order of their parts.
+) -> Iterator[pa.Table]:
+    """The rows of the wanted attempts, by sweep; sealed ones first, part by part.
+
+    All rows of a trial are in one of the tables.
 
     Raises:
         MovedError: an object has gone since it was listed.
         StoreError: a part is damaged, or from a newer clippo.
     """
     single: list[tuple[str, str]] = []
-    tables = []
     for sweep, folder in sorted(folders.items()):
         attempts, sealed = wanted.get(sweep, {}), folder.sealed()
         single += [
@@ -145,13 +149,12 @@ def read_rows(
                     f"{objects.uri}/{part.key} is damaged: its content has changed; restore a copy"
                 )
             left_out = []
-            if not part.trials.items() <= attempts.items():
+            if sealed != attempts:  # hardly ever after sealing, and quicker than to look at each trial
                 left_out = [trial for trial, attempt in part.trials.items() if attempts.get(trial) != attempt]
-            tables.append(schema.decode_sealed(table, data, sweep, view, left_out))
+            yield schema.decode_sealed(table, data, sweep, view, left_out)
     for batch in _batches(single):
         rows = decoded(objects, table, batch)
-        tables.append(schema.merge(table, [t for t in rows if t is not None], view))
-    return pa.concat_tables(tables) if tables else schema.merge(table, [], view)
+        yield schema.merge(table, [t for t in rows if t is not None], view)
 
 
 def seal(objects: Objects, table: str, sweep: str, counted: Attempts) -> None:
@@ -181,7 +184,8 @@ def seal(objects: Objects, table: str, sweep: str, counted: Attempts) -> None:
         for part in old:
             trials = dict(part.trials.items() - superseded(part).items())
             alone = {sweep: Folder(folder.path, parts=[part])}
-            yield trials, read_rows(objects, table, alone, {sweep: trials}, schema.ALL)
+            [rows] = read_rows(objects, table, alone, {sweep: trials}, schema.ALL)
+            yield trials, rows
         for batch in _batches(fresh):
             found = decoded(objects, table, [(sweep, folder.own[trial]) for trial in batch])
             good = [(trial, rows) for trial, rows in zip(batch, found, strict=True) if rows is not None]

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, TypeVar
@@ -181,6 +181,14 @@ class ResultStore:
         """
         return self._table("evals", sweep, view)
 
+    def through_evals(self, sweep: str, view: View, use: Callable[[Iterator[pa.Table]], Result]) -> Result:
+        """What ``use`` makes of the same rows, which come in portions: for more than should be held at once.
+
+        All rows of a trial are in one portion. If the sweep is sealed meanwhile, ``use`` is called again and
+        gets them all.
+        """
+        return self._read("evals", sweep, view, use)
+
     def rankings(self, sweep: str | None = None, view: View = ALL) -> pa.Table:
         """The rankings of the attempts that :meth:`trials` lists, in no particular order."""
         return self._table("rankings", sweep, view)
@@ -202,7 +210,8 @@ class ResultStore:
         def rows() -> pa.Table:
             folders = find_folders(self._objects, "started", _name("sweep", sweep))
             wanted = {name: folder.latest() for name, folder in folders.items()}
-            return read_rows(self._objects, "started", folders, wanted, ALL)
+            tables = read_rows(self._objects, "started", folders, wanted, ALL)
+            return schema.concatenated("started", tables, ALL)
 
         found = self._steadily(rows).sort_by("trial_id").drop_columns(["sweep"]).to_pylist()
         return [{**row, "settings": json.loads(row.pop("settings_json"))} for row in found]
@@ -267,15 +276,20 @@ class ResultStore:
         self._objects.put(key, data)
 
     def _table(self, name: str, sweep: str | None, view: View) -> pa.Table:
-        def rows() -> pa.Table:
+        return self._read(name, sweep, view, lambda tables: schema.concatenated(name, tables, view))
+
+    def _read(
+        self, name: str, sweep: str | None, view: View, use: Callable[[Iterator[pa.Table]], Result]
+    ) -> Result:
+        def used() -> Result:
             # Trials first: what they list is then sure to be there, as they are written last.
             one = None if sweep is None else _name("sweep", sweep)
             trials = find_folders(self._objects, "trials", one)
             folders = trials if name == "trials" else find_folders(self._objects, name, one)
             wanted = {found: folder.latest() for found, folder in trials.items()}
-            return read_rows(self._objects, name, folders, wanted, view)
+            return use(read_rows(self._objects, name, folders, wanted, view))
 
-        return self._steadily(rows)
+        return self._steadily(used)
 
     def _steadily(self, call: Callable[[], Result]) -> Result:
         """Calls again when what was listed has been sealed or deleted before it was read."""

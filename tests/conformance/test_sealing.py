@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,33 @@ def test_a_reader_between_any_two_steps(store: ResultStore) -> None:
     store.compact("s1")
     assert steps.count("put") == steps.count("swap") == len(SEALED)
     assert steps.count("delete") == 3 * 3 + 1  # both attempts of zebra; started knows none
+
+
+def test_rows_in_portions_while_they_are_sealed(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "BATCH", 2)
+    write_sweep(store, "s1", range(3))
+    store.compact("s1")
+    write_sweep(store, "s1", range(3, 7))
+    before, begun = content(store)["evals"], 0
+
+    def use(portions: Iterator[pa.Table]) -> list[list[dict[str, Any]]]:
+        nonlocal begun
+        begun += 1
+        found = []
+        for portion in portions:
+            found.append(portion.to_pylist())
+            if begun == len(found) == 1:
+                store.compact("s1")
+        return found
+
+    whole = ResultStore(store.uri).through_evals("s1", View(), use)
+    assert begun == 2
+    assert Counter(repr(row) for rows in whole for row in rows) == before
+    write_sweep(store, "s1", range(7, 10))
+    apart = store.through_evals("s1", View(), use)
+    assert [len({row["trial_id"] for row in rows}) for rows in apart] == [7, 2, 1]
+    assert sum(map(len, apart)) == 10 * len(EVALS)
+    assert store.through_evals("none", View(), list) == []
 
 
 @pytest.mark.parametrize("table", ["trials", "evals"])

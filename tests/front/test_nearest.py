@@ -12,7 +12,7 @@ from clippo.front.front import Front
 from clippo.front.points import front_of
 from clippo.front.report import report_of
 from clippo.front.table import print_front
-from clippo.results import ResultStore
+from clippo.results import ResultStore, sealing
 from tests.front.sweeps import OBJECTIVES, Sweep, make_sweep
 
 
@@ -91,6 +91,25 @@ def test_all_seeds_of_a_setting_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert set(taken) == {0, 3}, taken
     assert len({i[:5] for i in found if i[0].isdigit()}) == 3
     assert {"reference", "cross_entropy"} <= set(found)
+
+
+def test_the_same_are_near_however_the_rows_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(nearest, "NEAREST", 5)
+    monkeypatch.setattr(sealing, "BATCH", 4)
+    sweep, store = make_sweep(20), ResultStore(tmp_path)
+    # Better numbers of an earlier epoch, which count for nothing, and a trial that ends later.
+    rows = sweep.evals.to_pylist()
+    early = [{**row, "epoch": row["epoch"] - 1, "n_correct": row["n_total"]} for row in rows]
+    both = pa.Table.from_pylist([*rows, *early], schema=sweep.evals.schema)
+    Sweep(sweep.trials, both).write(store)
+    known = sweep.trial_table.filter(pa.compute.not_equal(sweep.trial_table["trial_id"], "00003"))
+    open_ = nearest.nearest_trials(store, "made", known, OBJECTIVES)
+    only_last = ResultStore(tmp_path / "last")
+    sweep.write(only_last)
+    assert open_.equals(nearest.nearest_trials(only_last, "made", known, OBJECTIVES))
+    assert 5 <= len(open_) < len(known) - 5
+    store.compact("made")
+    assert nearest.nearest_trials(store, "made", known, OBJECTIVES).equals(open_)
 
 
 @pytest.mark.usefixtures("large")
