@@ -15,10 +15,11 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import pyarrow as pa
@@ -142,19 +143,37 @@ def read_rows(
             for (trial, attempt), key in sorted(folder.own.items())
             if attempts.get(trial) == attempt and sealed.get(trial) != attempt
         ]
-        found = _get(objects, [part.key for part in folder.parts])
-        for part, data in zip(folder.parts, found, strict=True):
-            if _digest(data) not in part.key:
-                raise StoreError(
-                    f"{objects.uri}/{part.key} is damaged: its content has changed; restore a copy"
-                )
-            left_out = []
-            if sealed != attempts:  # hardly ever after sealing, and quicker than to look at each trial
-                left_out = [trial for trial, attempt in part.trials.items() if attempts.get(trial) != attempt]
-            yield schema.decode_sealed(table, data, sweep, view, left_out)
+        # Hardly ever is anything: the comparison of the whole is quicker than one of each trial.
+        left_out = set(sealed.items() - attempts.items()) if sealed != attempts else set()
+        data = _get(objects, [part.key for part in folder.parts])
+        yield from _ahead(
+            partial(_rows_of_part, objects, table, sweep, view, left_out, part, of_part)
+            for part, of_part in zip(folder.parts, data, strict=True)
+        )
     for batch in _batches(single):
         rows = decoded(objects, table, batch)
         yield schema.merge(table, [t for t in rows if t is not None], view)
+
+
+def _rows_of_part(
+    objects: Objects, table: str, sweep: str, view: schema.View, left_out: set[tuple[str, int]], part: Part,
+    data: bytes,
+) -> pa.Table:  # fmt: skip
+    if _digest(data) not in part.key:
+        raise StoreError(f"{objects.uri}/{part.key} is damaged: its content has changed; restore a copy")
+    gone = [trial for trial, _ in left_out & part.trials.items()]
+    return schema.decode_sealed(table, data, sweep, view, gone)
+
+
+def _ahead(calls: Iterable[Callable[[], _Item]]) -> Iterator[_Item]:
+    """What each call returns; a thread is one call ahead of whoever takes the results."""
+    coming: list[Future[_Item]] = []
+    with ThreadPoolExecutor(1) as thread:
+        for call in calls:
+            coming.append(thread.submit(call))
+            if len(coming) > 1:
+                yield coming.pop(0).result()
+        yield from (future.result() for future in coming)
 
 
 def seal(objects: Objects, table: str, sweep: str, counted: Attempts) -> None:
