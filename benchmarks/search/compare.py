@@ -44,6 +44,8 @@ from clippo.front.plot import GREY, save_chart, styled
 
 ENOUGH = 0.95
 RANDOM_GOAL, RIVAL_GOAL = 0.5, 0.75
+BUDGETS = {"Syne Tune EHVI": 225}
+"""Of strategies whose proposals take seconds: they get fewer epochs than the others [epochs]."""
 KINDS = {"ended": "validation pictures", "test": "test pictures"}
 
 
@@ -116,6 +118,8 @@ def lines_of(runs: Sequence[dict[str, Any]], budget: int) -> list[Line]:
     for at, kind in itertools.product((budget // 2, budget), ("ended", "test")):
         for name in names:
             mine = [r for r in runs if r["name"] == name]
+            if at > min(len(r["ended"]) - 1 for r in mine):
+                continue
             if kind == "test" and any(r["to the end"] < r["trials"] for r in mine):
                 continue
             reached = [float(r[kind][at]) for r in mine]
@@ -132,7 +136,7 @@ def chart(runs: Sequence[dict[str, Any]], budget: int) -> Any:
         low, median, high = np.quantile(curves, (0.25, 0.5, 0.75), axis=0)
         rows += [
             {"epochs": t, "name": name, "low": low[t], "median": median[t], "high": high[t]}
-            for t in range(0, budget + 1, max(1, budget // 300))
+            for t in range(0, len(median), max(1, budget // 300))
         ]
     colours = alt.Scale(domain=names, range=COLOURS[: len(names)])
     base = alt.Chart(alt.InlineData(values=rows)).encode(
@@ -163,7 +167,7 @@ def main(
         seeds: sweeps of each [count].
         first_seed: of those seeds; what is chosen by a comparison is chosen on other seeds than it is
             reported on.
-        budget: epochs of each sweep, all its trials together [count].
+        budget: epochs of each sweep, all its trials together; some strategies get fewer (BUDGETS) [count].
         processes: sweeps that are simulated at the same time [count].
         cache: folder that keeps finished sweeps, so that a comparison can be taken up again.
         table: the Parquet file.
@@ -178,7 +182,10 @@ def main(
     jobs = [(name, seed) for seed in range(first_seed, first_seed + seeds) for name in names]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = [pool.submit(one, name, seed, budget, table, cache) for name, seed in jobs]
+        futures = [
+            pool.submit(one, name, seed, min(budget, BUDGETS.get(name, budget)), table, cache)
+            for name, seed in jobs
+        ]
         runs = [future.result() for future in futures]
     for suffix in (".png", ".svg"):
         save_chart(chart(runs, budget), plot.with_suffix(suffix))
@@ -187,6 +194,7 @@ def main(
         "search", lines_of(runs, budget), folder, console,
         settings={
             "seeds": seeds, "first_seed": first_seed, "budget": budget, "workers": WORKERS,
+            "budgets": {name: least for name, least in BUDGETS.items() if name in names},
             "strategies": list(names),
             "reference_points": found.reference_points, "best_hypervolume": found.best,
         },
