@@ -19,6 +19,7 @@ import torch
 from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig
+from ray.train._internal.session import get_session
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
@@ -50,6 +51,7 @@ RESIZE_S = 30.0  # how often a trial with a variable number of workers looks whe
 START_S = "20"  # how long so many workers as fit are waited for [seconds]
 NOTICE_S = 2.0  # how often Ray is asked whether a machine of the trial is about to go
 MAX_LOSSES = 10  # of workers, without a notice of Ray's; with more it is the trial that kills them
+READ_S = 0.5  # in which a report that was taken from the workers is on its way to Tune
 KEEP_S = 20.0  # how long a trial that gets other workers waits for a checkpoint of those that it has
 
 
@@ -127,7 +129,25 @@ def run_trial(
             callbacks=callbacks,
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        if most:
+            _wait_until_read()
+
+
+def _wait_until_read() -> None:
+    """Returns when Ray Tune has the last report of the workers.
+
+    A trial that ends before that leaves its end in the place for one report that Tune reads from; who brings
+    the report of the workers there is also the one who reads, and would wait for ever (Ray 2.60).
+    """
+    session = get_session()
+    assert session is not None  # there was a callback to it
+    reports = session._get_or_create_inter_actor_queue()
+    while not reports.empty():
+        time.sleep(READ_S / 10)
+    time.sleep(READ_S)  # it was taken out a moment ago
 
 
 class _Watch(WorkerGroupCallback, ControllerCallback):
