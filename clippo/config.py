@@ -62,9 +62,10 @@ class DataConfig:
     none."""
     top_k: int = 24
     """Task gender: the top of a ranking that is looked at [count]."""
-    steering_share: float = 0.0
-    """Task gender: share of the seen concepts that no pair is made of. The search ranks pictures for them as
-    for the other seen ones, so that settings win whose effect carries over."""
+    folds: int = 0
+    """Task gender: the seen concepts are dealt into so many folds. Each trial is also tuned once without the
+    pairs of each, and these weights are measured on what they never saw, so that settings win whose effect
+    carries over (cross-validation); 0: none [count]."""
     eval_pictures: int = 384
     """Pictures of each evaluation set [count]."""
     max_unreadable: float = 0.01
@@ -88,7 +89,7 @@ class DataConfig:
         _require(self.attacked_copies >= 1, "data.attacked_copies", self.attacked_copies, "at least 1")
         _require(self.eval_pictures >= 1, "data.eval_pictures", self.eval_pictures, "at least 1")
         _require(self.top_k >= 1, "data.top_k", self.top_k, "at least 1")
-        _require(0 <= self.steering_share < 1, "data.steering_share", self.steering_share, "in [0, 1)")
+        _require(self.folds == 0 or self.folds >= 2, "data.folds", self.folds, "0 or at least 2")
         _require(self.picture_size >= 0, "data.picture_size", self.picture_size, "at least 0")
         _require(0 <= self.max_unreadable < 1, "data.max_unreadable", self.max_unreadable, "in [0, 1)")
         low, high = self.font_size

@@ -9,8 +9,9 @@ B batch, C classes, D embedding
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,12 @@ class TransformPolicy(Policy):
         self._normalized = clip.normalized
         width = clip.text_features([""]).shape[1]
         self.matrix = nn.Parameter(torch.eye(width))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TransformPolicy:
+        """A copy with a matrix of its own; the tower, which nothing changes, is shared."""
+        twin = copy.copy(self)
+        twin._parameters = {"matrix": nn.Parameter(self.matrix.detach().clone())}
+        return twin
 
     def trainable_weights(self) -> dict[str, Tensor]:
         return {MATRIX: self.matrix}

@@ -166,6 +166,8 @@ def _manifest(recipe: Recipe, task: Task, built: list[Summary]) -> dict[str, Any
                 "candidates": list(part.candidates),
                 "pairwise": part.pairwise,
                 "queries": part.queries and asdict(part.queries),
+                "folds": list(part.folds),
+                "fold": part.fold,
                 **kind,
                 "files": [{k: f[k] for k in ("file", "rows", "size", "sha256")} for f in files],
             }

@@ -20,7 +20,7 @@ from clippo.data.prompts import templates_of
 from clippo.errors import ConfigError, DataError
 from clippo.prepared.location import is_whole
 from clippo.tasks import task_named
-from clippo.tasks.base import PairTable, Queries, TrainRows
+from clippo.tasks.base import PairTable, Queries, TrainRows, joined_name
 
 NARROW = 4096  # bytes of an input up to which a set is held in memory
 
@@ -90,6 +90,8 @@ class EvalData:
         candidates: the classes that the model chooses among.
         pairwise: it chooses only between a picture's own label and its attack label.
         queries: what its pictures are ranked for, if they are; ``asked``: names of its captions.
+        folds: of a train set: of each candidate the fold that it is in; -1: of none.
+        fold: it is measured by weights tuned without this fold; the sets of all folds have one name.
     """
 
     name: str
@@ -98,6 +100,8 @@ class EvalData:
     pairwise: bool = False
     queries: Queries | None = None
     asked: tuple[str, ...] = ()
+    folds: tuple[int, ...] = ()
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,16 @@ class PreparedSet:
     def evaluation_of(self, split: str) -> list[EvalData]:
         return [s for s in self.evaluation if s.name.startswith(f"{split}/")]
 
-    def pairs(self, kind: str = "") -> PairTable:
+    @property
+    def folds(self) -> int:
+        """How many folds trials are cross-validated with; 0: they are not."""
+        return 1 + max((fold for data in self.train.values() for fold in data.folds), default=-1)
+
+    def pairs(self, kind: str = "", without: int | None = None) -> PairTable:
         """The preference pairs of a kind; '': the task's first.
+
+        Args:
+            without: a fold whose pictures and captions are in none of them.
 
         Raises:
             ConfigError: the task has no such pairs.
@@ -135,6 +147,8 @@ class PreparedSet:
         for name, data in self.train.items():
             known = (data.rows.labels.numpy(), data.rows.attack_labels.numpy(), data.rows.groups.numpy())
             rows[name] = TrainRows(first, *known, data.candidates)
+            if without is not None:
+                rows[name] = rows[name].without(without, data.folds)
             first += len(data.rows)
         kind = kind or task.pair_kinds[0]
         if kind not in task.pair_kinds:
@@ -163,7 +177,11 @@ def open_prepared(folder: Path) -> PreparedSet:
     rows = {name: Rows(folder, described) for name, described in manifest["sets"].items()}
     sets = {}
     for name, described in manifest["sets"].items():
-        data = EvalData(name, rows[name], tuple(described["candidates"]), described["pairwise"])
+        folds, fold = tuple(described.get("folds", ())), described.get("fold")
+        data = EvalData(
+            joined_name(name, fold), rows[name], tuple(described["candidates"]), described["pairwise"],
+            folds=folds, fold=fold,
+        )  # fmt: skip
         if found := described.get("queries"):
             queries = Queries(
                 tuple(found["captions"]), found["k"], tuple(found["groups"]), tuple(found["majority"])

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -17,6 +18,7 @@ from clippo.errors import ConfigError
 from clippo.remote import node_cache
 from clippo.results.objects import write_whole
 from clippo.tasks import objectives_of, task_named
+from clippo.tasks.base import joined_name
 
 PRICES = {"CPU": 0.045, "T4": 0.526, "L4": 0.805, "A10G": 1.006, "L40S": 1.861}
 """List prices of AWS on demand in us-east-1 as of 2025 [USD an hour]: a vCPU of c7i, and the smallest
@@ -69,8 +71,10 @@ def work_of(config: SweepConfig) -> Work:
     """
     task = task_named(config.task)(config.data)
     epochs = sum(config.search.epochs) / 2
-    sets = {name: len(part.pictures) for part in task.parts.values() for name in part.sets}
-    evaluation = {name: n for name, n in sets.items() if not name.startswith("train/")}
+    evaluation: dict[str, int] = defaultdict(int)
+    for part in task.parts.values():
+        for name in part.sets if part.name != "train" else ():
+            evaluation[joined_name(name, part.fold)] += len(part.pictures)
     on_tower = config.model.trainable != "transform"
     curve = len(config.train.alphas if on_tower else config.train.powers)
     curve_sets = objectives_of(config).curve_sets

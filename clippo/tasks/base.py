@@ -71,6 +71,10 @@ class Part:
         pairwise: a picture is judged between its own label and its attack label alone.
         copies: rows that a picture gives of the last set; of the others it gives one.
         queries: what the rows of its sets are ranked for, besides being told apart.
+        folds: of the train part, where trials are cross-validated: of each candidate the fold that it is in;
+            -1: of none.
+        fold: its sets are measured by weights tuned without this fold. Their names end with its number, and
+            what is measured on those of all folds is put together under the name before it (`joined_name`).
     """
 
     name: str
@@ -80,11 +84,22 @@ class Part:
     pairwise: bool = False
     copies: int = 1
     queries: Queries | None = None
+    folds: tuple[int, ...] = ()
+    fold: int | None = None
 
     @property
     def n_rows(self) -> int:
         """Rows of all of its sets, if every picture can be read."""
         return len(self.pictures) * (len(self.sets) - 1 + self.copies)
+
+
+def joined_name(name: str, fold: int | None) -> str:
+    """What a set is called when those of all folds are put together.
+
+    >>> joined_name("test/concept/unpaired/2", 2), joined_name("test/concept/seen", None)
+    ('test/concept/unpaired', 'test/concept/seen')
+    """
+    return name if fold is None else name.removesuffix(f"/{fold}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,7 @@ class TrainRows:
 
     Attributes:
         first: the number of its first row, where the rows of all train sets are counted through.
+        kept: which of its rows these are, where some are left out; None: all.
     """
 
     first: int
@@ -118,6 +134,7 @@ class TrainRows:
     attack_labels_N: Indices
     groups_N: Indices
     candidates: tuple[int, ...]
+    kept: Indices | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -125,7 +142,22 @@ class TrainRows:
     @property
     def numbers(self) -> Indices:
         """The numbers of its rows, (N,)."""
-        return self.first + np.arange(len(self))
+        return self.first + (np.arange(len(self)) if self.kept is None else self.kept)
+
+    def without(self, fold: int, folds: Sequence[int]) -> TrainRows:
+        """The same without the candidates of a fold, and without the rows whose label is one of them.
+
+        Args:
+            folds: `Part.folds`.
+
+        >>> rows = TrainRows(5, np.array([0, 1]), np.array([2, 2]), np.array([0, 0]), (0, 1, 2))
+        >>> rows.without(0, (0, 1, -1)).numbers.tolist(), rows.without(0, (0, 1, -1)).candidates
+        ([6], (1, 2))
+        """
+        candidates = tuple(c for c, own in zip(self.candidates, folds, strict=True) if own != fold)
+        kept = np.flatnonzero(np.isin(self.labels_N, candidates))
+        columns = (self.labels_N[kept], self.attack_labels_N[kept], self.groups_N[kept])
+        return TrainRows(self.first, *columns, candidates, kept)
 
 
 @dataclass(frozen=True, kw_only=True)

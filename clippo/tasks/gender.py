@@ -1,17 +1,18 @@
 """What the model reads as gender, or as any other group that pictures of people are labelled with.
 
 Concepts are what people do, groups what somebody labelled them as (docs/GENDER.md says what that is not). Of
-each concept one group is the majority. Pairs are made of train pictures of some of the seen concepts;
-``validation`` pictures of all seen ones steer the search, ``test`` is only reported. The evaluation sets are
+each concept one group is the majority. Pairs are made of train pictures of the seen concepts; ``validation``
+pictures of them steer the search, ``test`` is only reported. The evaluation sets are
 
-    concept/*    told apart among the concepts; all pictures are ranked for each of them, too. Those of seen
-                 concepts that no pair is made of (``data.steering_share``) are also a set of their own
+    concept/*    told apart among the concepts; all pictures are ranked for each of them, too
     minority/*   told apart among the groups: pictures that do not show their concept's majority
     majority/*   those that do
     neutral/*    pictures of no group: how many are read as their concept's majority (test)
     clean/kept   pictures of ``data.kept_source``: what the model could do besides
 
-for the seen concepts and, in the test split alone, for the held-out ones: nothing is tuned on those. Other
+for the seen concepts and, in the test split alone, for the held-out ones: nothing is tuned on those. With
+``data.folds`` concept/unpaired and minority/unpaired are of the seen concepts too, each measured by weights
+that were tuned without its pairs: what would become of concepts like these if they were held out. Other
 test sets (``data.test_sets``) are reported as test/concept/NAME and test/group/NAME.
 
 C concepts, G groups
@@ -22,7 +23,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from typing import ClassVar
@@ -49,12 +50,13 @@ WORDS = Words(
     explained=(
         "MaxSkew@k compares the groups in the top k of the pictures ranked for a bare concept with equal "
         "shares: 0 is balanced, 0.69 one of two groups alone. Noise alone gives about 0.1 at k = 24. The "
-        "goal is its mean over the seen concepts, or over those of them without pairs if that is larger."
+        "goal is its mean over the seen concepts, or, if that is larger, that of weights that were tuned "
+        "without the pairs of the concept that is ranked."
     ),
     unseen="skin tones and photos",
     numbers={
         "max_skew/concept/seen": "MaxSkew, seen concepts",
-        "max_skew/concept/steering": "MaxSkew, seen concepts without pairs",
+        "max_skew/concept/unpaired": "MaxSkew, seen concepts by weights without their pairs",
         "max_skew/concept/held_out": "MaxSkew, held-out concepts",
         "concept_accuracy": "concept read right",
         "concept/held_out_accuracy": "concept read right, held-out concepts",
@@ -201,15 +203,12 @@ class GenderTask:
         return tuple(sorted(self._order[: min(n - 2, max(2, round(self.config.seen_share * n)))]))
 
     @cached_property
-    def tuned(self) -> tuple[int, ...]:
-        """Those of them that pairs are made of, sorted."""
-        n, share = len(self.seen), self.config.steering_share
-        return tuple(sorted(self._order[: max(1, min(n - 1, round((1 - share) * n))) if share else n]))
-
-    @cached_property
-    def steering(self) -> tuple[int, ...]:
-        """The others of them, sorted: pictures are ranked for them, too."""
-        return tuple(sorted(set(self.seen) - set(self.tuned)))
+    def folds(self) -> tuple[tuple[int, ...], ...]:
+        """The seen concepts in folds, each with about the same share of those with each majority."""
+        n, folds = len(self.seen), self.config.folds
+        if folds > n:
+            raise ConfigError(f"data.folds is {folds}, but only {n} concepts are seen; lower it")
+        return tuple(tuple(sorted(self._order[:n][fold::folds])) for fold in range(folds))
 
     @cached_property
     def held_out(self) -> tuple[int, ...]:
@@ -230,7 +229,7 @@ class GenderTask:
 
     @property
     def _train_part(self) -> Part:
-        people, found, tuned = self.people, self.people.found, self.tuned
+        people, found, tuned = self.people, self.people.found, self.seen
         groups = range(len(found.groups))
         cells = [self._cells["train", c, g] for c in tuned for g in groups]
         pictures = [
@@ -242,7 +241,10 @@ class GenderTask:
         ]  # fmt: skip
         captions = [people.at_work(g, c) for g in groups for c in tuned]
         candidates = (*map(people.concept, tuned), *people.groups, *captions)
-        return Part("train", pictures, candidates, ("train/shown",))
+        fold_of = {c: fold for fold, concepts in enumerate(self.folds) for c in concepts}
+        own = [fold_of.get(c, -1) for c in tuned]
+        folds = (*own, *(-1 for _ in groups), *(own * len(groups))) if self.folds else ()
+        return Part("train", pictures, candidates, ("train/shown",), folds=folds)
 
     def _own_parts(self, split: str, which: str, concepts: Sequence[int]) -> Iterator[Part]:
         """The pictures of some concepts, as many of each concept and group."""
@@ -252,8 +254,12 @@ class GenderTask:
         shown = [p for c in concepts for g in groups for p in cells[split, c, g][:wanted]]
         yield self._ranked(people, f"{split}/concept/{which}", shown, concepts)
         yield _read(people, f"{split}/minority/{which}", [p for p in shown if p.group != usual[p.concept]])
-        if steering := [p for p in shown if p.concept in self.steering]:
-            yield self._ranked(people, f"{split}/concept/steering", steering, self.steering)
+        for fold, left_out in enumerate(self.folds if which == "seen" else ()):
+            own = [p for p in shown if p.concept in left_out]
+            part = self._ranked(people, f"{split}/concept/unpaired/{fold}", own, left_out, among=concepts)
+            yield replace(part, fold=fold)
+            minority = [p for p in own if p.group != usual[p.concept]]
+            yield replace(_read(people, f"{split}/minority/unpaired/{fold}", minority), fold=fold)
         if majority := [p for p in shown if p.group == usual[p.concept]]:
             yield _read(people, f"{split}/majority/{which}", majority)
         neutral = [p for c in concepts for p in cells[split, c, -1][:wanted] if usual[c] >= 0]
@@ -277,9 +283,10 @@ class GenderTask:
         return _cells(self.people.found, self.config.split_seed)
 
     def _ranked(
-        self, captions: Captions, name: str, pictures: Sequence[GroupedImage], concepts: Sequence[int]
-    ) -> Part:
-        """Pictures told apart among concepts, and ranked for each of them."""
+        self, captions: Captions, name: str, pictures: Sequence[GroupedImage], concepts: Sequence[int],
+        among: Sequence[int] = (),
+    ) -> Part:  # fmt: skip
+        """Pictures ranked for each of the concepts, and told apart among these, or among more of them."""
         found, k = captions.found, self.config.top_k
         n_ranked = sum(p.group >= 0 for p in pictures)
         if k > n_ranked:
@@ -295,7 +302,8 @@ class GenderTask:
             majority=usual if min(usual) >= 0 else (),
         )
         shown = [Shown(p.key, p.load, captions.concept(p.concept), group=p.group) for p in pictures]
-        return Part(name, shown, queries.captions, (name,), queries=queries)
+        candidates = tuple(map(captions.concept, among or concepts))
+        return Part(name, shown, candidates, (name,), queries=queries)
 
     def _test_parts(self, name: str, captions: Captions) -> Iterator[Part]:
         found, n = captions.found, self.config.eval_pictures
@@ -320,15 +328,15 @@ class GenderTask:
     @staticmethod
     def objectives(config: DataConfig) -> Objectives:
         """MaxSkew of the seen concepts, and what must not pay for it."""
-        steering = ("concept/steering",) if config.steering_share else ()
-        goal = Goal(name="max_skew", measure="max_skew", sets=("concept/seen", *steering))
+        unpaired = ("concept/unpaired",) if config.folds else ()
+        goal = Goal(name="max_skew", measure="max_skew", sets=("concept/seen", *unpaired))
+        read = ("seen", "unpaired") if config.folds else ("seen",)
+        own = tuple(f"{what}/{which}" for which in read for what in ("concept", "minority"))
         kept = ("clean/kept",) if config.kept_source else ()
         reported = (
             "concept/held_out", "minority/held_out", "majority/held_out", "majority/seen", "neutral/seen",
         )  # fmt: skip
-        return Objectives(
-            goal=goal, retention_sets=("concept/seen", "minority/seen", *kept), reported=reported
-        )
+        return Objectives(goal=goal, retention_sets=(*own, *kept), reported=reported)
 
     @staticmethod
     def pairs(kind: str, train: Mapping[str, TrainRows]) -> PairTable:

@@ -48,9 +48,9 @@ class Pairs:
     reference_rejected_P: Tensor
 
     @classmethod
-    def of(cls, prepared: PreparedSet, frozen: Frozen, kind: str = "") -> Pairs:
-        """The pairs of a kind; '': the task's first."""
-        table = prepared.pairs(kind)
+    def of(cls, prepared: PreparedSet, frozen: Frozen, kind: str = "", without: int | None = None) -> Pairs:
+        """The pairs of a kind; '': the task's first; maybe without those of a fold."""
+        table = prepared.pairs(kind, without)
         rows = [data.rows for data in prepared.train.values()]
         text_CD = frozen.text_CD[list(table.captions)]
         logits_NC = torch.cat([frozen.logit_scale * r.reference @ text_CD.T for r in rows])

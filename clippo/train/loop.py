@@ -6,13 +6,15 @@ batch and each evaluation set; the result does not depend on their number.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clippo.config import TrainConfig
 from clippo.errors import DivergedError
@@ -22,7 +24,15 @@ from clippo.model import BetaAverage, Policy, Weights
 from clippo.prepared import EvalData, PreparedSet
 from clippo.train.batches import Pairs, check_batches, epoch_batches
 from clippo.train.checkpoint import Checkpoints, load_state, save_policy, save_state, weights_after
-from clippo.train.measure import AVERAGED, LAST, WorthTesting, all_variants, evaluate_policy, evaluate_tuned
+from clippo.train.measure import (
+    AVERAGED,
+    LAST,
+    Tuned,
+    WorthTesting,
+    all_variants,
+    evaluate_folds,
+    evaluate_tuned,
+)
 from clippo.train.step import Frozen, Step, TrialSettings
 
 Report = Callable[[dict[str, Any]], None]
@@ -33,6 +43,61 @@ AGAIN = "again"
 
 FAILURE = "failure"
 """Key of a report that says why a trial failed."""
+
+
+class _Tuning:
+    """A policy that is tuned, on all pairs or without those of a fold."""
+
+    def __init__(
+        self, policy: Policy, prepared: PreparedSet, frozen: Frozen, settings: TrialSettings,
+        config: TrainConfig, device: torch.device, without: int | None = None,
+    ) -> None:  # fmt: skip
+        self.policy, self._settings, self._config, self._device = policy, settings, config, device
+        self.pairs = Pairs.of(prepared, frozen, settings.pairs, without)
+        check_batches(len(self.pairs), config.batch_size, rank_and_world()[1])
+        self.steps_per_epoch = math.ceil(len(self.pairs) / config.batch_size)
+        self._total_steps = self.steps_per_epoch * settings.epochs
+        self.step = Step(policy, frozen, settings, config, self.pairs.captions, device)
+        self.average = BetaAverage(policy.trainable_weights(), self._total_steps, config.average_beta)
+
+    @property
+    def weights(self) -> Weights:
+        return {n: w.detach() for n, w in self.policy.trainable_weights().items()}
+
+    def epoch(self, epoch: int, skipped: int = 0) -> Iterator[tuple[Tensor, float]]:
+        """Trains for an epoch; after each step the loss of the batch and the seconds that it was waited for.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+        """
+        batches = epoch_batches(
+            self.pairs, self._config.batch_size, self._settings.seed, epoch, *rank_and_world(), self._device,
+            skipped=skipped,
+        )  # fmt: skip
+        first = epoch * self.steps_per_epoch
+        for step in range(first + skipped, first + self.steps_per_epoch):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
+            rate = self._settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self._total_steps))
+            values = self.step(batch, rate)
+            self.average.update(self.policy.trainable_weights())
+            now = values.tolist()
+            if not all(map(math.isfinite, now)):
+                raise DivergedError(
+                    f"the loss became {now[0]} at step {step + 1} of {self._total_steps}; "
+                    f"lower the learning rate ({self._settings.learning_rate:g}) or beta"
+                )
+            yield values, waited
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights, "optimizer": self.step.state_dict(),
+                "average": self.average.state_dict()}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_weights(state["weights"])
+        self.step.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
 
 
 def fit(
@@ -49,6 +114,9 @@ def fit(
     tuned weights are saved. Seconds are those of the epoch: ``train_s``, of which ``data_s`` waiting for
     data, and ``eval_s``; ``busy_s`` is their sum over all ranks and all epochs so far, those before a
     restart included.
+
+    Where the prepared set has folds, copies of the policy are tuned in step with it, each without the pairs
+    of a fold; all that is kept of them is what they make of the sets of their folds.
 
     Args:
         policy: holds the reference's weights; it is trained in place.
@@ -68,15 +136,19 @@ def fit(
     rank, world = rank_and_world()
     policy.to(device).eval()  # batch norm keeps the pretrained statistics
     reference = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
-    pairs = Pairs.of(prepared, frozen, settings.pairs)
-    steps_per_epoch = math.ceil(len(pairs) / config.batch_size)
-    total_steps, ends_after = steps_per_epoch * settings.epochs, settings.stopped_after or settings.epochs
-    check_batches(len(pairs), config.batch_size, world)
-    step_of = Step(policy, frozen, settings, config, pairs.captions, device)
-    average = BetaAverage(reference, total_steps, config.average_beta)
+    copies = [copy.deepcopy(policy) for _ in range(prepared.folds)]
+    tuning = _Tuning(policy, prepared, frozen, settings, config, device)
+    folds = [_Tuning(p, prepared, frozen, settings, config, device, fold) for fold, p in enumerate(copies)]
+    steps_per_epoch, ends_after = tuning.steps_per_epoch, settings.stopped_after or settings.epochs
 
-    def measure(sets: Sequence[EvalData], variants: Mapping[str, Weights]) -> list[Counts]:
-        return evaluate_policy(policy, sets, frozen, variants, step_of.cast, device)
+    def measure(sets: Sequence[EvalData], variants: Mapping[str, Tuned]) -> list[Counts]:
+        return evaluate_folds(policy, sets, frozen, variants, tuning.step.cast, device)
+
+    def curve() -> Iterator[tuple[str, Tuned]]:
+        curves = [policy.curve(reference, t.average.weights, config.alphas, config.powers)
+                  for t in (tuning, *folds)]  # fmt: skip
+        for points in zip(*curves, strict=True):
+            yield points[0][0], [weights for _, weights in points]
 
     reports: list[dict[str, Any]] = []
     busy, part = 0.0, None
@@ -86,15 +158,13 @@ def fit(
         for earlier in reports:  # whoever listened to them may be gone
             report(earlier | {AGAIN: part is not None or earlier is not reports[-1]})
         if len(reports) < ends_after:
-            policy.load_weights(state["weights"])
-            step_of.load_state_dict(state["optimizer"])
-            average.load_state_dict(state["average"])
+            tuning.load_state_dict(state)
+            for fold, kept in zip(folds, state.get("folds", ()), strict=True):
+                fold.load_state_dict(kept)
 
     def save(part: dict[str, Any] | None = None) -> None:
-        weights = {n: w.detach() for n, w in policy.trainable_weights().items()}
-        state = {"reports": reports, "part": part, "weights": weights,
-                 "optimizer": step_of.state_dict(), "average": average.state_dict()}  # fmt: skip
-        save_state(checkpoints, state)
+        state = {"reports": reports, "part": part, "folds": [fold.state_dict() for fold in folds]}
+        save_state(checkpoints, state | tuning.state_dict())
 
     def is_due() -> bool:
         minutes = config.minutes_between_checkpoints
@@ -102,48 +172,34 @@ def fit(
 
     saved = time.monotonic()
     for epoch in range(len(reports), ends_after):
-        end = (epoch + 1) * steps_per_epoch
-        first, sums, before, waited = end - steps_per_epoch, torch.zeros(3), 0.0, 0.0
+        step, sums, before, waited = epoch * steps_per_epoch, torch.zeros(3), 0.0, 0.0
         if part is not None:
-            first, sums, before, waited = (part[n] for n in ("step", "sums", "train_s", "data_s"))
+            step, sums, before, waited = (part[n] for n in ("step", "sums", "train_s", "data_s"))
         part, sums = None, sums.to(device)
-        batches = epoch_batches(
-            pairs, config.batch_size, settings.seed, epoch, rank, world, device,
-            skipped=first % steps_per_epoch,
-        )  # fmt: skip
         began = time.perf_counter()
-        for step in range(first, end):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-            values = step_of(batch, rate)
-            average.update(policy.trainable_weights())
-            now = values.tolist()
-            if not all(map(math.isfinite, now)):
-                raise DivergedError(
-                    f"the loss became {now[0]} at step {step + 1} of {total_steps}; "
-                    f"lower the learning rate ({settings.learning_rate:g}) or beta"
-                )
+        for values, waited_now in tuning.epoch(epoch, skipped=step - epoch * steps_per_epoch):
+            step, waited = step + 1, waited + waited_now
             sums += values
             if rank == 0 and is_due():  # all ranks have the same weights and sums
                 spent = time.perf_counter() - began
-                save({"step": step + 1, "sums": sums, "train_s": before + spent, "data_s": waited,
+                save({"step": step, "sums": sums, "train_s": before + spent, "data_s": waited,
                       "busy_s": busy + world * spent})  # fmt: skip
                 saved = time.monotonic()
+        for fold in folds:
+            waited += sum(waited_now for _, waited_now in fold.epoch(epoch))
         means = (sums / steps_per_epoch).tolist()
         spent = time.perf_counter() - began
 
         last = epoch + 1 == ends_after
         may_stop = not last and may_stop_after is not None and epoch + 1 >= may_stop_after
-        tuned = {n: w.detach().clone() for n, w in policy.trainable_weights().items()}
+        tuned = {n: w.clone() for n, w in tuning.weights.items()}
         began = time.perf_counter()
-        variants = {AVERAGED: average.weights}
+        kept = {AVERAGED: tuning.average.weights} | ({LAST: tuned} if last else {})
+        variants: dict[str, Tuned] = {AVERAGED: [t.average.weights for t in (tuning, *folds)]}
         if last:
-            variants[LAST] = tuned
+            variants[LAST] = [tuned, *(fold.weights for fold in folds)]
             counts = evaluate_tuned(
-                measure, prepared, variants,
-                lambda: policy.curve(reference, average.weights, config.alphas, config.powers),
+                measure, prepared, variants, curve,
                 curve_sets=curve_sets, reference=reference_counts, worth_testing=worth_testing,
             )  # fmt: skip
         else:
@@ -161,15 +217,15 @@ def fit(
                 "step": (epoch + 1) * steps_per_epoch,
                 "metrics": metrics,
                 "busy_s": busy,
-                "precision": step_of.precision,
+                "precision": tuning.step.precision,
                 "evals": [asdict(c) for c in counts],
             }
         )
         if rank == 0:
             if may_stop:
-                save_policy(checkpoints, variants, weights_after(epoch + 1))
+                save_policy(checkpoints, kept, weights_after(epoch + 1))
             if last:  # nothing is left to train, so the state need not hold what training needs
-                save_policy(checkpoints, variants)
+                save_policy(checkpoints, kept)
                 save_state(checkpoints, {"reports": reports})
             elif (epoch + 1) % config.epochs_between_checkpoints == 0 or is_due():
                 save()

@@ -24,7 +24,10 @@ from clippo.train.step import Frozen, autocast, class_logps, resolved_precision
 EVAL_BATCH = 128
 AVERAGED, LAST = "averaged", "last"
 
-Measure = Callable[[Sequence[EvalData], Mapping[str, Weights]], list[Counts]]
+Tuned = Sequence[Weights]
+"""The weights of one variant: those tuned on all pairs, and then those tuned without each of the folds."""
+
+Measure = Callable[[Sequence[EvalData], Mapping[str, Tuned]], list[Counts]]
 """Counts of some variants of the weights on some sets."""
 
 WorthTesting = Callable[[Sequence[Counts]], Collection[str]]
@@ -37,8 +40,8 @@ def all_variants(counts: Sequence[Counts]) -> set[str]:
 
 
 def evaluate_tuned(
-    measure: Measure, prepared: PreparedSet, variants: Mapping[str, Weights],
-    curve: Callable[[], Iterator[tuple[str, Weights]]], *,
+    measure: Measure, prepared: PreparedSet, variants: Mapping[str, Tuned],
+    curve: Callable[[], Iterator[tuple[str, Tuned]]], *,
     curve_sets: Collection[str], reference: Sequence[Counts], worth_testing: WorthTesting,
 ) -> list[Counts]:  # fmt: skip
     """All that is measured of a trial after its last epoch.
@@ -64,6 +67,42 @@ def evaluate_tuned(
 
     counts = of_split("validation", None)
     return counts + of_split("test", {AVERAGED, *worth_testing(counts)})
+
+
+def evaluate_folds(
+    policy: Policy, sets: Sequence[EvalData], frozen: Frozen, variants: Mapping[str, Tuned],
+    cast: Callable[[], AbstractContextManager[Any]], device: torch.device,
+) -> list[Counts]:  # fmt: skip
+    """`evaluate_policy` with the weights that each set asks for; the sets of all folds are one."""
+    counts: list[Counts] = []
+    n_weights = len(next(iter(variants.values()), ()))
+    for place, fold in enumerate((None, *range(n_weights - 1))):
+        own = [s for s in sets if s.fold == fold]
+        weights = {name: tuned[place] for name, tuned in variants.items()}
+        counts += evaluate_policy(policy, own, frozen, weights, cast, device) if own else []
+    return joined(counts)
+
+
+def joined(counts: Sequence[Counts]) -> list[Counts]:
+    """Counts of the same set and variant as one, such as those of all folds.
+
+    Their pictures are different ones, so their places in rankings are counted through.
+    """
+    found: dict[tuple[str, str], Counts] = {}
+    for c in counts:
+        key = (c.variant, c.eval_set)
+        if (known := found.get(key)) is None:
+            found[key] = c
+            continue
+        moved = tuple(replace(r, pictures=tuple(p + known.n_total for p in r.pictures)) for r in c.rankings)
+        found[key] = replace(
+            known,
+            n_correct=known.n_correct + c.n_correct,
+            n_total=known.n_total + c.n_total,
+            n_fooled=known.n_fooled + c.n_fooled,
+            rankings=(*known.rankings, *moved),
+        )
+    return list(found.values())
 
 
 @torch.no_grad()
@@ -148,5 +187,5 @@ def evaluate_reference(
     device = device or torch.device("cpu")
     policy.to(device).eval()
     cast = autocast(resolved_precision(config.precision, device), device)
-    untouched = {"reference": policy.trainable_weights()}
-    return evaluate_policy(policy, prepared.evaluation, frozen, untouched, cast, device)
+    untouched = {"reference": [policy.trainable_weights()] * (1 + prepared.folds)}
+    return evaluate_folds(policy, prepared.evaluation, frozen, untouched, cast, device)

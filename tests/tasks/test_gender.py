@@ -1,8 +1,9 @@
 """The task about groups: splits without leaks, pairs of every kind, and a knob that turns what is read."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.gender import measured
 from clippo.config import DataConfig, ModelConfig
 from clippo.errors import ConfigError, DataError
 from clippo.evaluate import Counts
 from clippo.evaluate.rankings import mean_skew
 from clippo.front import wilson_interval
 from clippo.model import policy_of
-from clippo.prepared import Location, prepare
+from clippo.prepared import Location, PreparedSet, prepare
 from clippo.tasks import GenderTask, objectives_of
-from clippo.tasks.base import TrainRows
+from clippo.tasks.base import PairTable, TrainRows, joined_name
 from clippo.train import FileCheckpoints, TrialSettings, fit
 from clippo.train.ray_train import Shared, load_shared, measure_reference
 from sweeps.gender_sweep import gender_sweep
 from tests.data.test_group_sets import fairface
 
 SMALL = DataConfig(
-    source="people", kept_source="demo", seen_share=0.6, steering_share=1 / 3, train_pictures=480,
-    eval_pictures=288, top_k=12,
+    source="people", kept_source="demo", seen_share=0.6, folds=3, train_pictures=480, eval_pictures=288,
+    top_k=12,
 )  # fmt: skip
 
 
@@ -54,34 +56,44 @@ def test_no_concept_is_seen_and_held_out_and_no_picture_in_two_splits(task: Gend
 
 
 def test_nothing_of_held_out_concepts_can_steer(task: GenderTask) -> None:
-    assert {p.label for p in task.parts["train"].pictures} == set(task.tuned) < set(task.seen)
+    assert {p.label for p in task.parts["train"].pictures} == set(task.seen)
     assert not [name for name in task.parts if "held_out" in name and not name.startswith("test/")]
     objectives = GenderTask.objectives(SMALL)
     assert not [name for name in objectives.sets if "held_out" in name]
-    assert {f"test/{name}" for name in objectives.curve_sets} <= set(task.parts)
+    parts = {joined_name(part.name, part.fold) for part in task.parts.values()}
+    assert {f"test/{name}" for name in objectives.curve_sets} <= parts
 
 
-def test_steering_concepts_are_ranked_and_in_no_pair(task: GenderTask) -> None:
-    assert (len(task.tuned), len(task.steering)) == (8, 4)
-    assert {*task.tuned, *task.steering} == set(task.seen)
+def test_each_seen_concept_is_measured_without_its_pairs_once(task: GenderTask) -> None:
+    assert [len(fold) for fold in task.folds] == [4, 4, 4]
+    assert sorted(c for fold in task.folds for c in fold) == list(task.seen)
     majority = task.people.found.majority
-    assert {majority[c] for c in task.tuned} == {majority[c] for c in task.steering} == {0, 1}
-    named = {
-        task.classes[c].removeprefix("man ").removeprefix("woman ") for c in task.parts["train"].candidates
-    }
-    assert named == {*(task.classes[c] for c in task.tuned), "man", "woman"}
-    for split in ("validation", "test"):
-        part = task.parts[f"{split}/concept/steering"]
-        assert part.queries is not None
-        assert part.queries.captions == task.steering
-        ranked = [p.key for p in task.parts[f"{split}/concept/seen"].pictures if p.label in task.steering]
-        assert [p.key for p in part.pictures] == ranked
-    assert GenderTask.objectives(SMALL).goal.sets == ("concept/seen", "concept/steering")
-    every = GenderTask(replace(SMALL, steering_share=0.0))
-    assert (every.tuned, every.steering) == (task.seen, ())
-    assert "validation/concept/steering" not in every.parts
+    assert [{majority[c] for c in fold} for fold in task.folds] == [{0, 1}] * 3
+    rows = train_rows(task)
+    for fold, concepts in enumerate(task.folds):
+        left = rows.without(fold, task.parts["train"].folds)
+        assert set(left.labels_N.tolist()) == set(task.seen) - set(concepts)
+        named = {name.removeprefix("man ").removeprefix("woman ") for name in named_in(task, left.candidates)}
+        assert named == {*named_in(task, set(task.seen) - set(concepts)), "man", "woman"}
+        table = GenderTask.pairs("correct+image", {"train/shown": left})
+        used = np.concatenate((table.picture_w, table.picture_l, table.clean))
+        assert set(rows.labels_N[used].tolist()) == set(task.seen) - set(concepts)
+        for split in ("validation", "test"):
+            part = task.parts[f"{split}/concept/unpaired/{fold}"]
+            assert part.queries is not None
+            assert (part.fold, part.queries.captions, part.candidates) == (fold, concepts, task.seen)
+            own = [p.key for p in task.parts[f"{split}/concept/seen"].pictures if p.label in concepts]
+            assert [p.key for p in part.pictures] == own
+    objectives = GenderTask.objectives(SMALL)
+    assert objectives.goal.sets == ("concept/seen", "concept/unpaired")
+    assert {"concept/unpaired", "minority/unpaired"} <= set(objectives.retention_sets)
+    every = GenderTask(replace(SMALL, folds=0))
+    assert not [name for name in every.parts if "unpaired" in name]
     assert GenderTask.objectives(every.config).goal.sets == ("concept/seen",)
-    assert len(GenderTask(replace(SMALL, steering_share=0.99)).tuned) == 1
+
+
+def named_in(task: GenderTask, classes: Iterable[int]) -> set[str]:
+    return {task.classes[c] for c in classes}
 
 
 def test_pools_are_balanced_and_ranked_for_bare_concepts(task: GenderTask) -> None:
@@ -221,6 +233,10 @@ def deep_top(folder: Path) -> DataConfig:
     return DataConfig(source=grouped(folder, 4), top_k=30)
 
 
+def many_folds(folder: Path) -> DataConfig:
+    return DataConfig(source=grouped(folder, 4), folds=3, top_k=3)
+
+
 def same_name(folder: Path) -> DataConfig:
     return DataConfig(source=grouped(folder, 4), test_sets=("seen=people",))
 
@@ -234,6 +250,7 @@ def same_name(folder: Path) -> DataConfig:
             ConfigError,
             r"data.top_k is 30, but validation/concept/seen has 10 pictures of a group; lower it",
         ),
+        (many_folds, ConfigError, "data.folds is 3, but only 2 concepts are seen; lower it"),
         (same_name, ConfigError, "data.test_sets has two sets named 'seen'; write NAME=people"),
     ],
 )
@@ -274,6 +291,87 @@ def tuned(shared: Shared, folder: Path, **settings: Any) -> tuple[list[Counts], 
     return reference, [Counts.of(e) for e in reports[-1]["evals"]]
 
 
+@dataclass(frozen=True)
+class Without(PreparedSet):
+    """The set of trials that never have the pairs of the second fold, and no folds."""
+
+    @property
+    def folds(self) -> int:
+        return 0
+
+    def pairs(self, kind: str = "", without: int | None = None) -> PairTable:
+        return super().pairs(kind, 1)
+
+
+QUICK: dict[str, Any] = {
+    "pairs": "counter+image", "loss": "dpo", "beta": 0.5, "kl_weight": 20.0, "learning_rate": 4e-3,
+    "epochs": 2, "orthogonality": 0.01, "seed": 0,
+}  # fmt: skip
+
+
+def quick_trial(prepared: PreparedSet, shared: Shared, folder: Path, stop: bool = False) -> dict[str, Any]:
+    """The last report of a short trial; with ``stop`` it is interrupted after an epoch."""
+    torch.set_num_threads(1)
+    clip, _, frozen = load_shared(shared)
+    reports: list[dict[str, Any]] = []
+
+    def report(row: dict[str, Any]) -> None:
+        reports.append(row)
+        if stop:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        fit(
+            policy_of(clip, "transform"), prepared, frozen, TrialSettings(**QUICK), shared.train,
+            report=report, checkpoints=FileCheckpoints(folder), curve_sets=("concept/unpaired",),
+        )  # fmt: skip
+    return reports[-1]
+
+
+def counts_at(report: Mapping[str, Any], name: str) -> dict[str, Counts]:
+    """Of each variant."""
+    return {e["variant"]: Counts.of(e) for e in report["evals"] if e["eval_set"] == name}
+
+
+def test_a_fold_is_measured_by_a_trial_that_never_had_its_pairs(shared: Shared, tmp_path: Path) -> None:
+    _, prepared, _ = load_shared(shared)
+    whole = quick_trial(prepared, shared, tmp_path / "whole")
+    fields = {n: getattr(prepared, n) for n in PreparedSet.__dataclass_fields__}
+    own = tuple(replace(s, fold=None) for s in prepared.evaluation if s.fold == 1)
+    assert {s.name.partition("/")[2] for s in own} == {"concept/unpaired", "minority/unpaired"}
+    alone = quick_trial(Without(**fields | {"evaluation": own}), shared, tmp_path / "alone")
+    n = len(own[0].rows)
+    for split in ("validation", "test"):
+        joined, single = (counts_at(r, f"{split}/concept/unpaired") for r in (whole, alone))
+        assert {"averaged", "last", "t=-1", "t=1.5"} <= set(joined)
+        for variant, counts in joined.items():
+            if variant == "t=0":
+                continue
+            assert counts.n_total == 3 * n
+            ranked = [r for r in counts.rankings if r.query in {q.query for q in single[variant].rankings}]
+            assert [tuple(p - n for p in r.pictures) for r in ranked] == [
+                r.pictures for r in single[variant].rankings
+            ]
+    seen, unpaired = (counts_at(whole, f"validation/concept/{w}")["averaged"] for w in ("seen", "unpaired"))
+    assert mean_skew(seen.rankings) < mean_skew(unpaired.rankings), "pairs help their own concepts more"
+
+
+def test_ranges_of_the_sweep_can_be_looked_for(small_cache: Path) -> None:
+    sweep = replace(gender_sweep(), data=SMALL)
+    found = measured(sweep, Location(small_cache), settings=3, keeps=0.9, seed=1)
+    assert len({one.settings["beta"] for one in found}) == 3
+    assert any(0 < one.goal < 0.45 for one in found), "the untouched model has .46"
+
+
+def test_an_interrupted_trial_goes_on_with_its_folds(shared: Shared, tmp_path: Path) -> None:
+    _, prepared, _ = load_shared(shared)
+    first = quick_trial(prepared, shared, tmp_path / "again", stop=True)
+    assert first["epoch"] == 1
+    resumed = quick_trial(prepared, shared, tmp_path / "again")
+    assert resumed["epoch"] == 2
+    assert resumed["evals"] == quick_trial(prepared, shared, tmp_path / "once")["evals"]
+
+
 def test_the_power_turns_what_is_read_as_gender_up_and_down(shared: Shared, tmp_path: Path) -> None:
     reference, counts = tuned(
         shared, tmp_path, pairs="correct", loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=3e-3, epochs=12,
@@ -299,7 +397,7 @@ def test_the_power_turns_what_is_read_as_gender_up_and_down(shared: Shared, tmp_
 
 
 def test_pairs_of_images_lessen_the_bias_of_held_out_concepts_too(small_cache: Path, tmp_path: Path) -> None:
-    every = shared_of(replace(SMALL, steering_share=0.0), small_cache)  # all seen concepts have pairs
+    every = shared_of(replace(SMALL, folds=0), small_cache)  # all seen concepts have pairs
     reference, counts = tuned(
         every, tmp_path, pairs="counter+image", loss="ipo", beta=0.15, kl_weight=50.0, learning_rate=2e-3,
         epochs=24, orthogonality=0.03,
