@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 from rich.text import Text
 
 from clippo.config import SweepConfig, absolute, digest
-from clippo.errors import ConfigError, StoreError
+from clippo.errors import ConfigError, ResourceError, StoreError
 from clippo.evaluate import Counts
 from clippo.evaluate.objectives import Objectives
 from clippo.front.counts import CONFIRM, REFERENCE
@@ -338,6 +339,15 @@ class _Sweep:
             try:
                 with leftovers_freed() if config.max_workers else contextlib.nullcontext():
                     tuner.fit()
+            except RuntimeError as error:
+                # Tune takes it for a fault of its own (Ray 2.60).
+                if isinstance(error.__cause__, OutOfMemoryError):
+                    raise ResourceError(
+                        "Ray killed a trial, as its machine was about to run out of memory; lower "
+                        "search.concurrency or train.micro_batch, or use a larger machine; what has ended is "
+                        "kept, and the sweep goes on with the same command"
+                    ) from None
+                raise
             finally:
                 for watcher in self._watchers:
                     watcher.close()

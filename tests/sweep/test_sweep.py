@@ -248,6 +248,36 @@ def test_a_diverging_trial_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
         assert t["checkpoint_uri"] is None
 
 
+def memory(name: str) -> int:
+    """A line of what Linux says of the machine's memory [bytes]; 0 elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+
+@pytest.mark.skipif(memory("MemAvailable") < 14 << 30, reason="takes 9 GiB of memory for a moment")
+def test_a_machine_whose_memory_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray kills a trial before the system would kill whatever comes first."""
+    total, available = memory("MemTotal"), memory("MemAvailable")
+    threshold = (total - available + (8 << 30)) / total
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{threshold:.3f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    rows, flags = tmp_path / "trials" / "sweep=full", ["--name", "full", "--trials", "60"]
+    with running_sweep(tmp_path, lambda: any(rows.glob("0*.parquet")), *flags) as driver:
+        used = []
+        while driver.poll() is None and len(used) < 36:
+            used.append(b"x" * (256 << 20))
+        out, err = driver.communicate(timeout=120)
+        del used
+    assert driver.returncode == 2, out + err
+    assert "Traceback" not in out + err
+    assert err.splitlines()[-1].startswith(
+        "error: Ray killed a trial, as its machine was about to run out of"
+    )
+
+
 def test_a_folder_named_from_here(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for c in ("cat", "dog", "key", "bus"):

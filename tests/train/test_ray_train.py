@@ -1,0 +1,40 @@
+"""What a process does between the trials that it runs."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import threading
+from pathlib import Path
+import torch
+from clippo.train.ray_train import give_back_memory
+
+def held():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1]) >> 20
+
+def trial():
+    small = []
+    for _ in range(3):
+        freed = [torch.ones(1 << 18) for _ in range(300)]
+        small.append(torch.ones(1 << 14))
+        del freed
+
+before = held()
+for _ in range(4):
+    thread = threading.Thread(target=trial)
+    thread.start()
+    thread.join()
+kept = held()
+give_back_memory()
+print(kept - before, held() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+def test_memory_that_trials_have_freed_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())  # [MiB]
+    assert kept > 200, "or there is nothing to give back"
+    assert left < 50
