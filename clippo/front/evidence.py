@@ -122,7 +122,11 @@ class Evidence:
         return found
 
     def chance(self, min_retention: float) -> Array:
-        """The chance that a point retains that much: (P,), NaN for points that were not drawn."""
+        """The chance that a point retains that much: (P,), NaN for points that were not drawn.
+
+        It is that of each point by itself. Who picks one because of it must expect less, since the best of
+        many are partly lucky.
+        """
         found = np.full(len(self.measured_PM), np.nan)
         found[self.near_C] = (self.draws_RCM[..., 1] >= min_retention).mean(axis=0)
         return found

@@ -44,8 +44,8 @@ class Point:
             90 % interval from counts or rankings and the spread of the seeds, as far as that is known.
         probability: that the point is on the front, given that noise.
         feasible: whether its retention is at least ``Front.min_retention``, as measured.
-        chance: that its retention is at least ``Front.min_retention``, given that noise; None far off the
-            front.
+        chance: that its retention is at least ``Front.min_retention``, given that noise, of this point by
+            itself; that a recommended one was picked among many is not in it. None far off the front.
         group: points on the front of one group cannot be told apart; 0 off the front.
         test: the same on test pictures by name, with the accuracy of each kind of set and what else was
             measured; ``test_intervals`` has their 90 % intervals.

@@ -6,12 +6,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clippo.errors import ConfigError, StoreError
 from clippo.front.counts import REFERENCE
 from clippo.front.front import PREFERENCE, TUNING, UNTOUCHED, Comparison, Front, Point
 from clippo.front.plot import (
+    COLOURS,
     DOMINATED,
     MANY,
     MOST_BARS,
@@ -200,7 +202,54 @@ def test_a_loss_keeps_its_look_whatever_else_is_drawn() -> None:
     without, others = looks(make_front()), [make_point(str(i), 0.9, 0.3, loss=f"own{i}") for i in range(2)]
     with_more = looks(make_front(*others))
     assert with_more.items() > without.items()
-    assert len(set(with_more.values())) == 5
+    colours, shapes = zip(*with_more.values(), strict=True)
+    assert len(set(colours)) == len(set(shapes)) == 5, "neither needs the other to tell losses apart"
+
+
+# Machado, Oliveira and Fernandes, IEEE TVCG 2009, severity 1: linear RGB as seen without one cone.
+SIGHT = {
+    "usual": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
+    ],
+}  # fmt: skip
+
+
+def oklab(colours: list[str], sight: str) -> np.ndarray:
+    """Colours as they are seen, (C, 3), on a scale of equal differences (Ottosson 2020)."""
+    encoded = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in colours])
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(SIGHT[sight]), 0, 1)
+    to_lms = [
+        [0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]  # fmt: skip
+    to_lab = [
+        [0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]  # fmt: skip
+    return np.cbrt(seen @ np.transpose(to_lms)) @ np.transpose(to_lab)
+
+
+def closest(colours: list[str], sight: str) -> float:
+    lab = oklab(colours, sight)
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+    return float(apart[np.triu_indices(len(colours), 1)].min())
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_stay_apart_whoever_looks(sight: str) -> None:
+    """0.02 is about what can be told apart side by side; marks in a chart need several times that."""
+    assert closest(list(COLOURS), sight) > 0.07
+    assert oklab(["#ffffff"], sight)[0] == pytest.approx([1, 0, 0], abs=1e-3), "white is white to all"
+
+
+def test_red_and_green_of_one_lightness_would_not() -> None:
+    assert closest(["#C04000", "#5E8000"], "usual") > 0.2
+    assert closest(["#C04000", "#5E8000"], "deuteranopia") < 0.02
 
 
 def steps(trial_id: str, loss: str = "dpo", on_front: bool = True) -> list[Point]:

@@ -103,6 +103,8 @@ def test_all_parts_are_there(page_text: str, made: Front) -> None:
     for part in (*sections, "What the models say", "All trials", "Provenance"):
         assert f"<h2>{part}</h2>" in page_text
     assert f"trial {made.recommended.trial_id}, weights {made.recommended.variant}" in page_text
+    assert "that it was picked among many" in page_text
+    assert "keeps enough less often than its chance says" in page_text
     assert "d2e00b1d411a7bba6ab0b01b0792c6d2b39ffcac" in page_text
     assert "/somewhere/private" not in page_text, "where results are is nobody's business"
 
@@ -208,6 +210,20 @@ def test_slices_say_what_their_colours_mean(page_text: str, made: Front) -> None
     kept = [p.retention for p in selected(made)]
     legend = f"{min(kept):.3f} <span class='legend'></span> {max(kept):.3f}"
     assert legend in page_text
+
+
+def test_every_loss_of_the_search_has_its_slices(made: Front, page_text: str) -> None:
+    losses = {p.settings["loss"] for p in selected(made)}
+    assert losses == {"dpo", "ipo", "kto"}
+    charts = {name: chart.to_dict() for name, chart in slice_charts(made).items()}
+    assert charts.keys() == {
+        f"slice-{setting}-{loss}" for setting in ("beta", "kl_weight", "learning_rate") for loss in losses
+    }
+    for name, chart in charts.items():
+        _, setting, loss = name.split("-")
+        shown = {row["value"] for row in chart["datasets"][chart["data"]["name"]]}
+        assert shown == {p.settings[setting] for p in selected(made) if p.settings["loss"] == loss}
+        assert f"data-chart='{name}'" in page_text
 
 
 def test_the_setting_that_decides_is_found() -> None:
