@@ -81,6 +81,7 @@ def examine(
         yield Finding("model read", str(error), problem=True)
     with contextlib.ExitStack() as stack:
         try:
+            _reach_head()
             stack.enter_context(joined_ray(config))
         except (
             Exception
@@ -173,9 +174,13 @@ def _decoded(config: SweepConfig) -> str:
 
 def _reach_head() -> None:
     """Raises OSError when nothing listens where RAY_ADDRESS points to; Ray itself tries for minutes."""
-    host, colon, port = os.environ.get("RAY_ADDRESS", "").rpartition("://")[2].rpartition(":")
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(f"nothing answers at {address} ({error})") from error
 
 
 # --- the nodes -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 import signal
@@ -12,15 +13,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from clippo import doctor
 from clippo.config import DataConfig, ModelConfig, SweepConfig, TrainConfig
-from clippo.doctor import Finding, examine
+from clippo.doctor import Finding, _memory, examine
 from clippo.errors import ConfigError
 from clippo.model import ClipModel, policy_of
 from clippo.results import objects
@@ -35,7 +38,7 @@ from clippo.sweep.cost import (
     work_of,
 )
 from clippo.sweep.probe import probes
-from clippo.train.memory import estimated_memory
+from clippo.train.memory import PROCESS, Memory, estimated_memory
 from sweeps.gender_sweep import gender_sweep, tower_sweep
 from tests.conftest import SMALL, SMALL_SWEEP, S3Server, clippo, free_ports, on_small_disk, sweep
 
@@ -141,6 +144,18 @@ def test_a_disk_with_less_room_than_there_must_be(
     short = "local disk" if module is doctor else f"results {config.results}"
     assert "left; free at least" in problem(found[short])
     assert [check for check, finding in found.items() if finding.problem] == [short]
+
+
+def test_a_head_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for minutes, and end in words of its own."""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    *_, last = examine(SweepConfig(results=str(tmp_path), data=SMALL))
+    assert last.check == "Ray"
+    assert re.fullmatch(
+        rf"ConnectionError: nothing answers at {address} \(.*refused\); check RAY_ADDRESS and `ray status`",
+        problem(last),
+    )
 
 
 FULL_DISK = """
@@ -312,6 +327,48 @@ def test_memory_by_what_is_trained(clip: ClipModel) -> None:
     assert str(whole).startswith(f"{whole.device / 1e6:.1f} MB = ")
 
 
+NEEDS = Memory(
+    model=300_000_000, policy=600_000_000, trained=100_000_000, copies=4, curve=2,
+    activations=10_000_000, fixed=0, pairs=50,
+)  # fmt: skip
+
+
+def memory_of(nodes: list[dict[str, float]], **fields: Any) -> list[Finding]:
+    """Of nodes with these resources, as ``ray.nodes()`` gives them."""
+    described = [{"NodeName": f"node {i}", "Resources": node} for i, node in enumerate(nodes)]
+    config = SweepConfig(**fields)
+    return list(_memory(described, replace(config, search=replace(config.search, concurrency=4)), NEEDS))
+
+
+def test_memory_of_nodes() -> None:
+    # 700 MB + 300 MB for the process, 600 MB + 4 x 100 MB + 50 x 10 MB for the policy.
+    assert (PROCESS + NEEDS.model, NEEDS.device) == (10**9, 1_500_000_000)
+    small, large, exact = memory_of(
+        [{"CPU": 3, "memory": 7.4e9}, {"CPU": 8, "memory": 10e9}, {"CPU": 1, "memory": 2.5e9}, {"CPU": 0}]
+    )
+    assert small.check == "memory of node 0"
+    assert problem(small).startswith(
+        "3 processes x 2.5 GB = 7.5 GB of 7.4 GB (the process, both towers, 1.5 GB ="
+    )
+    assert small.detail.endswith(
+        "; lower train.batch_size, set train.micro_batch, or train less (model.trainable)"
+    )
+    # Of 8 CPUs the sweep uses those of 4 trials, and just enough is enough.
+    assert large.detail.startswith("4 processes x 2.5 GB = 10.0 GB of 10.0 GB (")
+    assert exact.detail.startswith("1 processes x 2.5 GB = 2.5 GB of 2.5 GB (")
+    assert not [finding for finding in (large, exact) if finding.problem or "lower" in finding.detail]
+
+
+def test_memory_where_the_policy_is_on_a_gpu() -> None:
+    """Of which none is up; a node with GPUs is asked itself."""
+    (finding,) = memory_of([{"CPU": 8, "memory": 1e9}], workers=1, gpus_per_worker=1.0)
+    assert finding.check == "GPU memory"
+    assert finding.detail.startswith(
+        "no node with a GPU is up now; a worker needs 1.5 GB = 600.0 MB weights + "
+    )
+    assert not finding.problem, "the cluster may add one"
+
+
 # ---- as a user runs it
 
 
@@ -326,6 +383,10 @@ def test_all_is_well(s3_env: S3Server, tmp_path: Path) -> None:
     names = " | ".join(found)
     for check in ("settings", "model clippo-demo", "pictures demo", "local disk", "versions on", "seen from"):
         assert check in names
+    (versions,) = (detail for check, (_, detail) in found.items() if check.startswith("versions on"))
+    installed = {name: metadata.version(name) for name in ("ray", "torch", "open_clip_torch", "clippo")}
+    for name, version in {"Python": platform.python_version(), **installed}.items():
+        assert f"{name} {version}, " in versions
     assert "2 trials at once x 1 CPU = 2 of" in found["resources"][1]
     assert re.search(r"160 pairs x [\d.e-]+ ms", found["a trial"][1])
     hours, cost = re.findall(r"([\d.e-]+) CPU-hours, ([\d.]+) at 2 each", found["the sweep"][1])[0]

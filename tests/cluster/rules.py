@@ -172,6 +172,14 @@ def arithmetic_problems(sweep: SweepConfig, have: Mapping[str, float]) -> Iterat
             yield f"{sweep.search.concurrency} trials want {wanted:g} {kind}, there are {have.get(kind, 0):g}"
 
 
+def dockerfile_problems(text: str) -> Iterator[str]:
+    """Of the image: a linter sees a root user that is named, and not one that comes of naming none."""
+    stage = re.split(r"^FROM\b", text, flags=re.MULTILINE)[-1]
+    users = re.findall(r"^USER\s+([^\s:]+)", stage, flags=re.MULTILINE)
+    if not users or users[-1] in ("0", "root"):
+        yield f"the image runs as {users[-1] if users else 'the user of its base, root'}"
+
+
 def _head_problems(resources: Mapping[str, float]) -> Iterator[str]:
     if resources.get("CPU") != 0:
         yield "the head has CPUs, on which trials would run"

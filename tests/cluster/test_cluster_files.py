@@ -28,6 +28,7 @@ from tests.cluster.rules import (
     IMAGE,
     RAY,
     arithmetic_problems,
+    dockerfile_problems,
     launcher_problems,
     launcher_resources,
     rayjob_problems,
@@ -344,6 +345,46 @@ def test_spot_is_for_workers_and_not_for_the_head(manifests: dict[str, list[dict
     assert {key for key, _ in head} == {key for key, _ in workers}
 
 
+# --- the roles --------------------------------------------------------------------------------------------
+
+
+class CloudFormation(yaml.SafeLoader):
+    """Reads a template; ``!Ref X`` is ``X``, and other functions are what they are called with."""
+
+
+def _plain(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_scalar(node)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True)
+
+
+CloudFormation.add_multi_constructor("!", _plain)
+
+
+def made(kind: str) -> dict[str, dict[str, Any]]:
+    """Properties of what aws-access.yaml makes of a kind, by the name inside the template."""
+    template = yaml.load((CLUSTER / "aws-access.yaml").read_text(), Loader=CloudFormation)
+    resources: dict[str, dict[str, Any]] = template["Resources"]
+    return {name: r["Properties"] for name, r in resources.items() if r["Type"] == f"AWS::IAM::{kind}"}
+
+
+def test_the_files_use_the_roles_that_are_made(manifests: dict[str, list[dict[str, Any]]]) -> None:
+    roles, profiles = made("Role"), made("InstanceProfile").values()
+    nodes = launcher("aws")["available_node_types"].values()
+    used = sorted(node["node_config"]["IamInstanceProfile"]["Name"] for node in nodes)
+    assert used == sorted(profile["InstanceProfileName"] for profile in profiles)
+    of_machines = {role for profile in profiles for role in profile["Roles"]}
+    assert of_machines <= roles.keys()
+    assumed = {
+        name: set(re.findall(r":role/([\w-]+)", json.dumps(documents)))
+        for name, documents in {"gcp": launcher("gcp"), **manifests}.items()
+    }
+    assert all(len(names) == 1 for names in assumed.values()), assumed
+    assert set.union(*assumed.values()) == {roles[role]["RoleName"] for role in roles.keys() - of_machines}
+
+
 # --- the image --------------------------------------------------------------------------------------------
 
 
@@ -371,6 +412,26 @@ def test_the_linter_catches_a_broken_dockerfile(good: str, bad: str, rule: str) 
     text = (CLUSTER / "Dockerfile").read_text()
     assert good in text
     assert rule in lint(text.replace(good, bad)).stdout
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    assert list(dockerfile_problems((CLUSTER / "Dockerfile").read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "complaint"),
+    [
+        ("USER 1000\n", "", "as the user of its base, root"),
+        ("USER 1000\n", "# USER 1000\n", "as the user of its base, root"),
+        ("USER 1000\n", "USER 1000\nUSER root\n", "as root"),
+        ("USER 1000\n", "USER 0:1000\n", "as 0"),
+        ("USER 1000\n", "USER 1000\nFROM base\n", "as the user of its base, root"),
+    ],
+)
+def test_the_rule_catches_an_image_that_runs_as_root(good: str, bad: str, complaint: str) -> None:
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert text.count(good) == 1
+    assert list(dockerfile_problems(text.replace(good, bad))) == [f"the image runs {complaint}"]
 
 
 def test_the_image_has_what_pyproject_asks_for() -> None:
