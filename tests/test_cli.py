@@ -1,5 +1,6 @@
 """Flags: presets, short names, and a dry run that runs nothing."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -56,6 +57,13 @@ def test_a_dry_run_of_the_paper_says_what_is_missing_and_runs_nothing(tmp_path: 
     printed = done.stdout
     assert f"there    results {results}\n" in printed, "a path is printed as it is"
     assert "results[red]:cat:" in printed.split("there    results")[0].replace("\n", "").replace(" ", "")
+    config = SweepConfig()
+    told = {line.partition(" ")[0] for line in printed.partition("search space")[0].splitlines()}
+    for field in dataclasses.fields(config):
+        group = getattr(config, field.name)
+        nested = dataclasses.fields(group) if dataclasses.is_dataclass(group) else ()
+        names = {f"{field.name}.{inner.name}" for inner in nested} or {field.name}
+        assert names <= told, "the whole configuration is shown"
     assert "cannot be counted before the pictures are there" in printed
     for line in ("train.precision", "bf16", "kl_weight", "0.01 to 2, log", "1 to compare with"):
         assert line in printed
