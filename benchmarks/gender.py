@@ -2,9 +2,9 @@
 
     python -m benchmarks.gender --settings 100 --split-seed 1
 
-A trial of a transform takes seconds, so Ray would cost as much as the trials. Only validation pictures
-are looked at: of each setting the least skewed point of its curve that keeps enough. Printed are the losses
-and pairs that reached most, and where the best quarter of the settings lies within each range.
+A trial of a transform takes seconds, so Ray would cost as much as the trials. Only numbers on validation
+pictures are used: of each setting the least skewed point of its curve that keeps enough. Printed are the
+losses and pairs that reached most, and where the best quarter of the settings lies within each range.
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ def main(*, settings: int = 60, split_seed: int = 0, keeps: float = 0.995, seed:
         n_kept = sum(not np.isnan(g) for g in goals)
         print(f"  {loss:4} {pairs:14} {min(kept):.3f} {np.median(kept):.3f}  ({len(goals)}, {n_kept})")
     best = sorted((one for one in found if not np.isnan(one.goal)), key=lambda one: one.goal)
+    if not best:
+        print("no setting is better than the untouched model")
+        return
     best = best[: max(1, len(best) // 4)]
     print(f"ranges of the best {len(best)}, 10 to 90 %, goal up to {best[-1].goal:.3f}")
     for name in RANGES:

@@ -131,7 +131,7 @@ def chart(runs: Sequence[dict[str, Any]], budget: int) -> Any:
     """Hypervolume against epochs: medians, with the quartiles as bands."""
     names = [n for n in STRATEGIES if any(run["name"] == n for run in runs)]
     rows = []
-    for name in names:
+    for name in sorted(names, key=lambda n: n == RANDOM):  # last, as others may lie on it
         curves = np.array([run["ended"] for run in runs if run["name"] == name])
         low, median, high = np.quantile(curves, (0.25, 0.5, 0.75), axis=0)
         rows += [
@@ -148,11 +148,25 @@ def chart(runs: Sequence[dict[str, Any]], budget: int) -> Any:
     bands = base.mark_area(opacity=0.12, clip=True).encode(
         y=alt.Y("low:Q", scale=scale, title=title), y2="high:Q"
     )
-    medians = base.mark_line(strokeWidth=1.8, clip=True).encode(y=alt.Y("median:Q", scale=scale, title=title))
+    dashes = alt.condition(alt.datum.name == RANDOM, alt.value([6, 3]), alt.value([1, 0]))
+    medians = base.mark_line(strokeWidth=1.8, clip=True).encode(
+        y=alt.Y("median:Q", scale=scale, title=title), strokeDash=dashes
+    )
     return styled(alt.layer(bands, medians, goal.encode(y="y:Q")).properties(width=640, height=340))
 
 
-COLOURS = ("#D55E00", "#222222", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#8A8A8A", "#7F3C8D")
+COLOURS = (
+    "#D55E00",
+    "#222222",
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#8A8A8A",
+    "#7F3C8D",
+    "#999933",
+)
 
 
 def main(

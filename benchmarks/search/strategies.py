@@ -221,6 +221,9 @@ OURS, RANDOM = "ours", "random"
 RIVALS: dict[str, Make] = {
     "Optuna TPE": lambda table, seed, budget: Optuna(table, samplers.TPESampler(seed=seed)),
     "Optuna NSGA-II": lambda table, seed, budget: Optuna(table, samplers.NSGAIISampler(seed=seed)),
+    "Optuna NSGA-II of 12": lambda table, seed, budget: Optuna(
+        table, samplers.NSGAIISampler(population_size=12, seed=seed)
+    ),
     "Optuna GP": lambda table, seed, budget: Optuna(table, samplers.GPSampler(seed=seed)),
     "MOASHA": lambda table, seed, budget: moasha(table, seed),
     "MOASHA, repaired": lambda table, seed, budget: moasha(table, seed, multiobjective_priority=Repaired()),

@@ -164,7 +164,7 @@ def accuracy_at(n_correct: ArrayLike, n_total: ArrayLike, deviate: ArrayLike) ->
     """
     correct, total = _counts(n_correct, n_total)
     angle = np.arcsin(np.sqrt((correct + 0.375) / (total + 0.75)))
-    moved: Array = angle + np.asarray(deviate) / (2 * np.sqrt(total + 0.5))
+    moved: Array = np.asarray(angle + np.asarray(deviate) / (2 * np.sqrt(total + 0.5)))
     np.clip(moved, 0, np.pi / 2, out=moved)  # in place, as millions are drawn
     return np.square(np.sin(moved, out=moved), out=moved)
 

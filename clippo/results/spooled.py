@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 WORKER_PATIENCE = 300.0  # a worker holds its accelerator while it waits for the store [s]
 DRIVER_PATIENCE = 30.0  # of reads, and of taking a name [s]
-SWEEP_PATIENCE = 300.0  # of reads once a sweep has trained something [s]
+SWEEP_PATIENCE = 300.0  # of reads once a sweep runs, and when it ends [s]
 ANSWER = 5.0  # a write that takes longer [s] goes to local disk, so that the driver can go on
 PAUSE, LONGEST_PAUSE = 0.5, 15.0  # between attempts [s]
 FLUSH = 60.0  # how long a sweep waits for the store at its end [s]

@@ -193,6 +193,6 @@ def remembered(config: SweepConfig) -> Speed | None:
 
 
 def _path(config: SweepConfig) -> Path:
-    data = (config.data.source, config.data.picture_size)
+    data = (config.data.source, config.data.picture_size, config.data.folds)
     alike = digest(config.task, config.model, config.train, config.workers, config.gpus_per_worker, *data)
     return node_cache() / "speeds" / f"{alike}.json"

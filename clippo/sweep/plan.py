@@ -96,7 +96,8 @@ def _resources(config: SweepConfig) -> Iterator[tuple[str, str]]:
     with contextlib.suppress(ClippoError):  # no pictures: what is missing is said below
         pairs = task_named(config.task)(config.data).n_pairs
         steps = -(-pairs // config.train.batch_size)
-        yield "a trial", f"at most {search.epochs[1]} epochs of {steps} steps over {pairs} pairs"
+        folds = f", and {config.data.folds} times with a fold less" if config.data.folds else ""
+        yield "a trial", f"at most {search.epochs[1]} epochs of {steps} steps over {pairs} pairs{folds}"
     if (rule := rule_of(search)) is not None:
         yield "stopped early", str(rule)
     bounds = {"device_hours": "device-hours", "wall_hours": "hours", "patience": "trials without growth"}

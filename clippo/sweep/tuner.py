@@ -75,6 +75,8 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         began = f" {'resumed' if resumed else 'started'}, results in {store.uri}"
         _say(console, Text.assemble("sweep ", (config.name, "bold"), began))
         if not _is_finished(config, store, finished):
+            if resumed and (store.state(config.name) or {}).get("state") == RUNNING:
+                _say(console, "its last driver did not end in good order; if it still runs, stop one of them")
             with joined_ray(config):
                 check_resources(config)
                 _Sweep(config, store, console, finished, resumed).run()
@@ -92,6 +94,11 @@ def check_settings(config: SweepConfig) -> None:
     for kind in config.search.pairs:
         if kind not in kinds:
             raise ConfigError(f"search.pairs has {kind!r}; it must be of: {', '.join(kinds)}")
+    if config.data.folds and config.model.trainable != "transform":
+        raise ConfigError(
+            f"data.folds is {config.data.folds} with model.trainable {config.model.trainable!r}; only a "
+            "transform is cross-validated, set it to 0"
+        )
     for loss in config.search.losses:
         resolve_loss(loss)
     for name in config.search.baselines:
@@ -132,8 +139,9 @@ class _Sweep:
         self._shared = prepared_for(config, store, console, workers=preparing_workers(config))
         self._prepared = open_prepared(fetch(self._shared.prepared, self._shared.location))
         for kind in config.search.pairs or ("",):
-            pairs = len(self._prepared.pairs(kind).clean)
-            check_batches(pairs, config.train.batch_size, max(1, config.max_workers))
+            for without in (None, *range(self._prepared.folds)):
+                pairs = len(self._prepared.pairs(kind, without).clean)
+                check_batches(pairs, config.train.batch_size, max(1, config.max_workers))
         self._reference = self._measured_reference(resumed)
         self._numbers = {i: self._scorer.outcome(t, self._reference) for i, t in finished.items()}
         self._contenders = Contenders(
@@ -344,8 +352,8 @@ class _Sweep:
                 if isinstance(error.__cause__, OutOfMemoryError):
                     raise ResourceError(
                         "Ray killed a trial, as its machine was about to run out of memory; lower "
-                        "search.concurrency or train.micro_batch, or use a larger machine; what has ended is "
-                        "kept, and the sweep goes on with the same command"
+                        "search.concurrency, set or lower train.micro_batch, or use a larger machine; what "
+                        "has ended is kept, and the sweep goes on with the same command"
                     ) from None
                 raise
             finally:

@@ -60,13 +60,17 @@ WORDS = Words(
         "max_skew/concept/held_out": "MaxSkew, held-out concepts",
         "concept_accuracy": "concept read right",
         "concept/held_out_accuracy": "concept read right, held-out concepts",
+        "concept/unpaired_accuracy": "concept read right by weights without its pairs",
         "minority_accuracy": "group read right, minority",
+        "minority/unpaired_accuracy": "group read right, minority, by weights without the concept's pairs",
         "minority/held_out_accuracy": "group read right, minority, held-out concepts",
         "majority/seen_accuracy": "group read right, majority",
         "neutral/seen_accuracy": "of no group, read as the majority",
         "ndkl/concept/seen": "NDKL of the top k",
+        "ndkl/concept/unpaired": "NDKL of the top k, weights without the concept's pairs",
         "ndkl/concept/held_out": "NDKL of the top k, held-out concepts",
         "majority_share/concept/seen": "majority's share of the top k",
+        "majority_share/concept/unpaired": "majority's share, weights without the concept's pairs",
         "majority_share/concept/held_out": "majority's share of the top k, held-out concepts",
         "clean/kept_accuracy": "other pictures read right",
     },
@@ -156,7 +160,7 @@ class GenderTask:
         first = len(list(self.people.names()))
         for spec in config.test_sets:
             name, rest = _named(spec)
-            if name in (*self.test_sets, "seen", "held_out", "kept"):
+            if name in (*self.test_sets, "seen", "unpaired", "held_out", "kept"):
                 raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={rest} for one")
             self.test_sets[name] = Captions(open_group_set(rest), first)
             first += len(list(self.test_sets[name].names()))
@@ -198,17 +202,27 @@ class GenderTask:
 
     @cached_property
     def seen(self) -> tuple[int, ...]:
-        """The concepts that tuning or the search sees, sorted."""
+        """The concepts that tuning sees, sorted."""
         n = len(self._order)
         return tuple(sorted(self._order[: min(n - 2, max(2, round(self.config.seen_share * n)))]))
 
     @cached_property
     def folds(self) -> tuple[tuple[int, ...], ...]:
-        """The seen concepts in folds, each with about the same share of those with each majority."""
+        """The seen concepts in folds, each with some of each majority.
+
+        Raises:
+            ConfigError: that is not so, as where majorities alternate and are dealt into two folds.
+        """
         n, folds = len(self.seen), self.config.folds
         if folds > n:
             raise ConfigError(f"data.folds is {folds}, but only {n} concepts are seen; lower it")
-        return tuple(tuple(sorted(self._order[:n][fold::folds])) for fold in range(folds))
+        dealt = [sorted(self._order[:n][fold::folds]) for fold in range(folds)]
+        majority = self.people.found.majority
+        if any({majority[c] for c in fold} != {majority[c] for c in self.seen} for fold in dealt):
+            raise ConfigError(
+                f"data.folds is {folds}, and a fold would lack the concepts of one majority; choose another"
+            )
+        return tuple(map(tuple, dealt))
 
     @cached_property
     def held_out(self) -> tuple[int, ...]:

@@ -136,7 +136,8 @@ def run_trial(
         trainer.fit()
     finally:
         if most:
-            _wait_until_read()
+            with contextlib.suppress(RayError):  # the queue was on the machine that is lost
+                _wait_until_read()
 
 
 def _wait_until_read() -> None:
@@ -145,10 +146,10 @@ def _wait_until_read() -> None:
     A trial that ends before that leaves its end in the place for one report that Tune reads from; who brings
     the report of the workers there is also the one who reads, and would wait for ever (Ray 2.60).
     """
-    session = get_session()
-    assert session is not None  # there was a callback to it
-    reports = session._get_or_create_inter_actor_queue()
-    while not reports.empty():
+    if (session := get_session()) is None:  # Tune has stopped the trial
+        return
+    reports, end = session._get_or_create_inter_actor_queue(), time.monotonic() + KEEP_S
+    while not reports.empty() and time.monotonic() < end:
         time.sleep(READ_S / 10)
     time.sleep(READ_S)  # it was taken out a moment ago
 

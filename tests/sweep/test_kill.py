@@ -67,7 +67,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     rng = random.Random(0)
-    moments = [("SIGKILL", 0.3), ("SIGINT", 0.6)]
+    moments = [("SIGKILL", 0.3), ("SIGTERM", 0.6)]  # test_sweep.py has Ctrl-C
     if metafunc.config.getoption("--soak"):
         moments = [
             (s, rng.random()) for s, n in (("SIGKILL", 10), ("SIGTERM", 5), ("SIGINT", 5)) for _ in range(n)

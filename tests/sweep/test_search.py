@@ -4,10 +4,11 @@ import math
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import optuna
 import pytest
+from optuna import samplers
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -15,7 +16,7 @@ import clippo.config
 from clippo.errors import ConfigError
 from clippo.sweep.budget import Budget, ran_for
 from clippo.sweep.mirror import Mirror
-from clippo.sweep.search import GP_SETTINGS, Outcome, Proposal, Search, slowness
+from clippo.sweep.search import GP_SETTINGS, Outcome, Proposal, Search, _sampler, slowness
 from clippo.sweep.space import fits, params_of, settings_of
 from clippo.train.loop import FAILURE
 from tests.front.sweeps import OBJECTIVES
@@ -48,6 +49,18 @@ def drive(search: Search, n: int) -> list[dict[str, Any]]:
 
 def finished_of(proposed: list[dict[str, Any]]) -> dict[int, tuple[dict[str, Any], Outcome]]:
     return {int(p["trial_id"]): (p["settings"], Outcome(reached(p["settings"]))) for p in proposed}
+
+
+def test_the_samplers_are_what_they_are_called() -> None:
+    kinds = {
+        "tpe": samplers.TPESampler, "nsga2": samplers.NSGAIISampler, "nsga3": samplers.NSGAIIISampler,
+        "gp": samplers.GPSampler, "qmc": samplers.QMCSampler, "random": samplers.RandomSampler,
+    }  # fmt: skip
+    assert set(SAMPLERS) == set(kinds)
+    for name, kind in kinds.items():
+        assert type(_sampler(SearchConfig(sampler=cast("Any", name)), 0)) is kind
+    assert SearchConfig().sampler == "tpe"
+    assert SearchConfig().confirm == 1, "by default the best is trained once more"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -246,7 +259,7 @@ def test_two_or_three_objectives(objectives: tuple[str, ...]) -> None:
         SearchConfig(objectives=objectives)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp"])
 def test_the_sampler_knows_the_least_retention(sampler: Any) -> None:
     def kept(bound: float) -> list[float]:
         config = SearchConfig(

@@ -183,8 +183,8 @@ def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
     assert "Traceback" not in out + err
 
 
-def test_seeds_of_a_setting_of_which_one_fails_three_objectives_and_a_budget_that_is_spent(
-    tmp_path: Path,
+def test_seeds_of_a_setting_of_which_one_fails_three_objectives_a_warm_start_and_a_budget_that_is_spent(
+    finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     unreadable = tmp_path / "checkpoints" / "sweep=seeds" / "00001" / STATE
     unreadable.parent.mkdir(parents=True)
@@ -194,9 +194,11 @@ def test_seeds_of_a_setting_of_which_one_fails_three_objectives_and_a_budget_tha
     flags = [
         "--results", str(tmp_path), "--name", "seeds", "--baselines", "--replicates", "3", "--trials", "9",
         "--device-hours", "1e-6", "--objectives", *objectives, "--min-retention", "0.5", "--mirror", mirror,
+        "--warm-start", f"{finished[0]}/four",
     ]  # fmt: skip
     done = sweep(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "warm start from 4 trials" in done.stdout
     assert "of 1e-06 device-hours are spent" in done.stdout
     first, failed, second, _ = ResultStore(str(tmp_path)).trials("seeds").to_pylist()
     seeds = [(t["trial_id"], t["seed"], t["status"]) for t in (first, failed, second)]
@@ -206,7 +208,8 @@ def test_seeds_of_a_setting_of_which_one_fails_three_objectives_and_a_budget_tha
     assert (bool(failed["error"]), failed["checkpoint_uri"]) == (True, None)
     for name in ("loss", "beta", "kl_weight"):
         assert first[name] == failed[name] == second[name]
-    [told] = optuna.load_study(study_name="seeds", storage=mirror).trials
+    *known, told = optuna.load_study(study_name="seeds", storage=mirror).trials
+    assert [trial.user_attrs for trial in known] == 4 * [{"warm_start": True}], "the sampler has them"
     assert told.state == TrialState.COMPLETE
     assert told.values[2] == pytest.approx((first["device_s"] + second["device_s"]) / 2)
     assert told.user_attrs["trials"] == [0, 1, 2]
@@ -248,6 +251,12 @@ def test_a_diverging_trial_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
         assert t["checkpoint_uri"] is None
 
 
+def has_a_limit() -> bool:
+    """Whether this process may have less memory than the machine has (Linux, cgroup v2)."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    return limit.exists() and limit.read_text().strip() != "max"
+
+
 def memory(name: str) -> int:
     """A line of what Linux says of the machine's memory [bytes]; 0 elsewhere."""
     try:
@@ -258,6 +267,7 @@ def memory(name: str) -> int:
 
 
 @pytest.mark.skipif(memory("MemAvailable") < 14 << 30, reason="takes 9 GiB of memory for a moment")
+@pytest.mark.skipif(has_a_limit(), reason="a container's own limit would end the tests")
 def test_a_machine_whose_memory_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray kills a trial before the system would kill whatever comes first."""
     total, available = memory("MemTotal"), memory("MemAvailable")
@@ -387,6 +397,21 @@ def test_what_the_user_can_mend_is_one_line(flags: list[str], complaint: str, tm
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("bucket", "secret", "complaint"),
+    [("vanished", "", "create the bucket"), ("", "another-secret", "check the credentials")],
+)
+def test_a_store_that_cannot_be_used_is_told_before_the_first_trial(
+    bucket: str, secret: str, complaint: str, s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret or s3_env.secret)
+    done = sweep("--results", f"s3://{bucket or s3_env.bucket}/refused")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not [s for s in (s3_env.secret, "another-secret") if s in done.stdout + done.stderr]
 
 
 def test_the_lines_of_the_readme_read_the_rows(finished: tuple[Path, str]) -> None:
