@@ -130,6 +130,13 @@ def test_captions_follow_the_prompts_of_a_set(tmp_path: Path) -> None:
     assert captions[task.people.group(1)] == ("woman", "")
 
 
+def test_a_model_card_says_what_the_knob_must_not_be_used_for() -> None:
+    assert GenderTask.words.card, "export writes it (tests/tasks/test_toy.py)"
+    _, forbidden = GenderTask.words.card.split("must not be used to")
+    for use in ("rank or screen people", "infer anybody's gender", "more biased"):
+        assert use in forbidden
+
+
 # --- pairs ------------------------------------------------------------------------------------------------
 
 # Concepts 0 and 1, groups 2 to 4, each group with each concept 5 to 10; the majority of 0 is group 0, 1 has
@@ -309,7 +316,9 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-def quick_trial(prepared: PreparedSet, shared: Shared, folder: Path, stop: bool = False) -> dict[str, Any]:
+def quick_trial(
+    prepared: PreparedSet, shared: Shared, folder: Path, stop: bool = False, **more: Any
+) -> dict[str, Any]:
     """The last report of a short trial; with ``stop`` it is interrupted after an epoch."""
     torch.set_num_threads(1)
     clip, _, frozen = load_shared(shared)
@@ -323,7 +332,7 @@ def quick_trial(prepared: PreparedSet, shared: Shared, folder: Path, stop: bool 
     with suppress(KeyboardInterrupt):
         fit(
             policy_of(clip, "transform"), prepared, frozen, TrialSettings(**QUICK), shared.train,
-            report=report, checkpoints=FileCheckpoints(folder), curve_sets=("concept/unpaired",),
+            report=report, checkpoints=FileCheckpoints(folder), curve_sets=("concept/unpaired",), **more,
         )  # fmt: skip
     return reports[-1]
 
@@ -370,6 +379,32 @@ def test_an_interrupted_trial_goes_on_with_its_folds(shared: Shared, tmp_path: P
     resumed = quick_trial(prepared, shared, tmp_path / "again")
     assert resumed["epoch"] == 2
     assert resumed["evals"] == quick_trial(prepared, shared, tmp_path / "once")["evals"]
+
+
+@pytest.mark.parametrize(("told", "gone"), [(2, 5), (3, 5), (5, 6)])
+def test_told_to_go_in_mid_epoch_a_trial_goes_on_with_its_folds(
+    told: int, gone: int, shared: Shared, tmp_path: Path
+) -> None:
+    """The policy goes on at a step, and the folds at the start of its epoch.
+
+    Seven times it asks whether it is told: after each of three steps, after the epoch, after three more.
+    """
+    shared = replace(shared, train=replace(shared.train, batch_size=240, epochs_between_checkpoints=9))
+    _, prepared, _ = load_shared(shared)
+    asked = iter(range(1, 8))
+
+    def is_leaving() -> bool:
+        if (now := next(asked)) == gone:
+            raise KeyboardInterrupt
+        return now == told
+
+    assert quick_trial(prepared, shared, tmp_path / "told", is_leaving=is_leaving)["epoch"] == 1
+    left: list[None] = []
+    resumed = quick_trial(prepared, shared, tmp_path / "told", is_leaving=lambda: bool(left.append(None)))
+    assert len(left) == 7 - told, "no step of the policy is made again"
+    whole = quick_trial(prepared, shared, tmp_path / "once")
+    assert (resumed["step"], resumed["evals"]) == (6, whole["evals"])
+    assert resumed["metrics"]["loss"] == whole["metrics"]["loss"]
 
 
 def test_the_power_turns_what_is_read_as_gender_up_and_down(shared: Shared, tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def test_json_table_report_and_card_use_the_words_of_the_task(swept: Swept, tmp_
     written = export(swept.store, NAME, "00001", tmp_path / "squares.safetensors", power=0.5)
     card = written.card.read_text()
     assert "ground skew" in card
+    assert SquaresTask.words.card in card
     assert "robust" not in card
 
 

@@ -57,6 +57,7 @@ class SquaresTask:
         tiles=("colour_accuracy",),
         columns=(("colour_accuracy", "col-\nour", "accuracy of reading the colour"),),
         gallery="The first pictures for each colour.",
+        card="A model that reads squares is no fit means to judge circles.",
     )
 
     def __init__(self, config: DataConfig) -> None:
