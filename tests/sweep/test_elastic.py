@@ -1,9 +1,14 @@
 """A number of workers that may change: what may be asked for, what is needed, and what is kept."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.train._internal.session import get_session, init_session
+from ray.train._internal.storage import StorageContext
 
 from clippo.config import SearchConfig, SweepConfig, TrainConfig
 from clippo.errors import ConfigError, ResourceError
@@ -11,6 +16,7 @@ from clippo.prepared import PreparedSet
 from clippo.results import ResultStore
 from clippo.sweep.cluster import check_resources, joined_ray, resources_of_a_trial
 from clippo.sweep.rows import TrialRows
+from clippo.train.ray_train import READ_S, _wait_until_read
 
 ONE = SearchConfig(concurrency=1)
 
@@ -32,6 +38,30 @@ def test_the_fewest_workers_must_fit(own_ray: None) -> None:
         check_resources(SweepConfig(workers="1:400", search=ONE, train=TrainConfig(batch_size=400)))
         with pytest.raises(ResourceError, match=r"1 trials at once x 400 CPU"):
             check_resources(SweepConfig(workers="400:401", search=ONE, train=TrainConfig(batch_size=401)))
+
+
+UNREAD_S = 1.0
+
+
+def ended_with_an_unread_report(folder: str) -> float:
+    """How long a trial waits at its end, whose last report is read after `UNREAD_S` [seconds]."""
+    nobody = dict.fromkeys(("world_rank", "local_rank", "node_rank", "local_world_size", "world_size"))
+    storage = StorageContext(folder, "sweep", trial_dir_name="trial")
+    init_session(training_func=lambda: None, storage=storage, **nobody)
+    session = get_session()
+    assert session is not None
+    reports = session._get_or_create_inter_actor_queue()
+    reports.put({"epoch": 1})
+    began = time.monotonic()
+    threading.Timer(UNREAD_S, reports.get).start()
+    _wait_until_read()
+    return time.monotonic() - began
+
+
+def test_a_trial_ends_when_its_last_report_was_read(own_ray: None, tmp_path: Path) -> None:
+    with joined_ray(SweepConfig()):
+        waited = ray.get(ray.remote(ended_with_an_unread_report).remote(str(tmp_path)))
+    assert waited >= UNREAD_S + READ_S
 
 
 def test_a_row_says_how_many_workers_there_were_at_most(small_set: PreparedSet, tmp_path: Path) -> None:
