@@ -25,6 +25,7 @@ PROGRAMS = (
     "search",
     "search-driver",
     "scale",
+    "gender",
 )
 
 

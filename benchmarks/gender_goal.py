@@ -1,0 +1,68 @@
+"""What gender sweeps have reached on test pictures, from their stores.
+
+    python -m benchmarks.gender_goal STORE...
+
+Of each sweep, named after its store's folder, the untouched model, the recommended point, and its settings
+with a fresh seed, all with 90 % intervals. The goals are for the fresh seed, by which nothing was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.common import RESULTS, Line, Spread, finish, load, program, the_console
+from clippo.front.points import front_of
+from clippo.results import ResultStore
+
+GOALS = {"max_skew/concept/seen": 0.24, "max_skew/concept/held_out": 0.30}  # at most
+KEPT = ("concept_accuracy", "minority_accuracy")  # of seen concepts, at least the untouched model's
+NUMBERS = (
+    *GOALS, "max_skew/concept/unpaired", "ndkl/concept/seen", "ndkl/concept/held_out", *KEPT,
+    "concept/held_out_accuracy", "minority/held_out_accuracy", "clean/kept_accuracy",
+)  # fmt: skip
+
+
+def main(stores: tyro.conf.Positional[tuple[str, ...]], *, results: Path = RESULTS) -> None:
+    """What the sweeps in some stores have reached."""
+    before, console = load(), the_console()
+    sweeps = [{"run": Path(store).name} | reached(ResultStore(store)) for store in stores]
+    lines = [line for sweep in sweeps for line in _lines(sweep)]
+    finish("gender", lines, results, console, settings={}, load_before=before, sweeps=sweeps)
+
+
+def reached(store: ResultStore) -> dict[str, Any]:
+    """Seeds, settings and numbers on test pictures (value, ends of its interval) of a store's one sweep."""
+    (name,) = store.sweeps()
+    config, front = store.known_config(name), front_of(store, name)
+    best, untouched = front.recommended, front.reference
+    measured = {
+        "untouched": (untouched.test, untouched.test_intervals),
+        "recommended": (best.test, best.test_intervals),
+        "fresh_seed": (best.confirmed, best.confirmed_intervals),
+    }
+    return {
+        "split_seed": config["data"]["split_seed"],
+        "search_seed": config["search"]["seed"],
+        "trial": best.trial_id,
+        "variant": best.variant,
+        "settings": best.settings,
+        "numbers": {
+            model: {n: [round(x, 4) for x in (values[n], *intervals[n])] for n in NUMBERS if n in values}
+            for model, (values, intervals) in measured.items()
+        },
+    }
+
+
+def _lines(sweep: dict[str, Any]) -> Iterator[Line]:
+    fresh, untouched = sweep["numbers"]["fresh_seed"], sweep["numbers"]["untouched"]
+    for name in (*GOALS, *KEPT):
+        goal = GOALS.get(name, untouched[name][0])
+        yield Line(f"{sweep['run']}: {name}", Spread.of([fresh[name][0]]), "", goal, at_least=name in KEPT)
+
+
+if __name__ == "__main__":
+    program(main, __doc__)

@@ -1,0 +1,57 @@
+"""What the documents say of the gender sweeps is what their stores had."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.common import RESULTS
+from benchmarks.gender_goal import GOALS, KEPT
+
+ROOT = Path(__file__).parents[2]
+ROWS = {
+    "MaxSkew@24, seen": ("max_skew/concept/seen",),
+    "MaxSkew@24, seen, weights without its pairs": ("max_skew/concept/unpaired",),
+    "MaxSkew@24, held out": ("max_skew/concept/held_out",),
+    "NDKL@24, seen / held out": ("ndkl/concept/seen", "ndkl/concept/held_out"),
+    "occupation, seen / held out": ("concept_accuracy", "concept/held_out_accuracy"),
+    "minority gender, seen / held out": ("minority_accuracy", "minority/held_out_accuracy"),
+    "other pictures": ("clean/kept_accuracy",),
+}
+COLUMNS = (
+    ("default", "untouched"), ("default", "recommended"), ("default", "fresh_seed"),
+    ("search-seed-1", "fresh_seed"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Any]:
+    found = json.loads((RESULTS / "gender.json").read_text())["sweeps"]
+    return {sweep["run"]: sweep for sweep in found}
+
+
+def test_the_table_has_the_numbers_of_the_stores(runs: dict[str, Any]) -> None:
+    lines = (ROOT / "docs/EXPERIMENTS.md").read_text().split("**The default sweep**")[1].split("\n")
+    table = {cells[0]: cells[1:] for line in lines if len(cells := line.strip("| ").split(" | ")) == 5}
+    assert ROWS.keys() <= table.keys()
+    for row, names in ROWS.items():
+        for written, (run, model) in zip(table[row], COLUMNS, strict=True):
+            values = [runs[run]["numbers"][model][name] for name in names]
+            numbers = [float(n) for n in re.findall(r"\.\d{3}\b", written)]
+            assert numbers == pytest.approx([v[0] for v in values], abs=0.0006), (row, run, model)
+            if ends := re.findall(r"\.\d{2}\b", written):
+                assert [float(n) for n in ends] == pytest.approx(values[0][1:], abs=0.0051), (row, run, model)
+
+
+def test_goals_are_reached_on_the_split_of_the_default_and_missed_on_another(runs: dict[str, Any]) -> None:
+    for run, sweep in runs.items():
+        before, after = (sweep["numbers"][model] for model in ("untouched", "fresh_seed"))
+        missed = {name for name, goal in GOALS.items() if after[name][0] > goal}
+        assert missed == ({"max_skew/concept/held_out"} if run == "split-seed-2" else set()), run
+        for name in (n for n in before if n.endswith("accuracy")):
+            assert after[name][0] >= before[name][0] - (0 if name in KEPT else 0.004), (run, name)
+    assert [(sweep["split_seed"], sweep["search_seed"]) for sweep in runs.values()] == [
+        (0, 0), (0, 0), (0, 1), (2, 0),
+    ]  # fmt: skip
