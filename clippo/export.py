@@ -6,7 +6,7 @@ D embedding
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,6 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -26,8 +25,9 @@ from clippo.evaluate.words import Words
 from clippo.front.counts import CONFIRM, REFERENCE
 from clippo.front.front import Point
 from clippo.front.points import front_of_trial
-from clippo.model import ClipModel, Weights, load_clip, policy_of
+from clippo.model import Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
+from clippo.model.usage import usage as usage_of
 from clippo.prepared.build import weights_digest
 from clippo.results import ResultStore
 from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder, weights_name
@@ -35,12 +35,6 @@ from clippo.train.checkpoint import load_policy, weights_of
 from clippo.train.measure import AVERAGED
 
 CONFIG = "open_clip_config.json"
-PREPROCESSING = {
-    "image_mean": "mean", "image_std": "std", "image_interpolation": "interpolation",
-    "image_resize_mode": "resize_mode",
-}  # fmt: skip
-"""Flags of open_clip.create_model_and_transforms, by what they set."""
-
 ENDS = {"alpha=0": (REFERENCE, REFERENCE), "t=0": (REFERENCE, REFERENCE)}
 """Where a curve begins is a point of its own in the front."""
 
@@ -113,7 +107,8 @@ def export(
             (folder / CONFIG).write_bytes(_open_clip_config(model.name))
             weights, card = folder / "open_clip_model.safetensors", folder / "README.md"
         weights.write_bytes(data)
-        usage = _usage(clip, weights)
+        place = str(weights.parent if ":" in model.name else weights)
+        usage = usage_of(model.name, model.pretrained, place, open_clip.get_model_preprocess_cfg(clip.model))
         card.write_text(_card(store, sweep, trial, variant, model, usage))
     except OSError as error:
         raise ConfigError(
@@ -128,26 +123,6 @@ def _open_clip_config(name: str) -> bytes:
     if schema == "local-dir":
         return (Path(place) / CONFIG).read_bytes()
     return Path(download_pretrained_from_hf(place, filename=CONFIG)).read_bytes()
-
-
-def _usage(clip: ClipModel, weights: Path) -> str:
-    """Python that loads the weights, with the preprocessing that the model was tuned with."""
-    lines = ["import open_clip"]
-    if clip.name == demo.MODEL_NAME:
-        lines += ["from clippo import demo", "", "demo.register()"]
-    if ":" in clip.name:
-        called = f'"local-dir:{weights.parent}"'
-    else:
-        taken: dict[str, Any] = open_clip.get_model_preprocess_cfg(clip.model)
-        usual = asdict(PreprocessCfg(size=taken["size"]))
-        others = {
-            flag: taken[key]
-            for flag, key in PREPROCESSING.items()
-            if key in taken and taken[key] != usual[key]
-        }
-        flags = "".join(f", {flag}={value!r}" for flag, value in others.items())
-        called = f'"{clip.open_clip_name}", pretrained="{weights}"{flags}'
-    return "\n".join([*lines, f"model, _, preprocess = open_clip.create_model_and_transforms({called})"])
 
 
 def _saved(store: ResultStore, sweep: str, trial_id: str) -> dict[str, Weights]:

@@ -2,24 +2,26 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from clippo import demo
 from clippo.config import DataConfig, ModelConfig
 from clippo.errors import ClippoError, ModelError
-from clippo.export import CONFIG, _fold, _fold_into, export
+from clippo.export import CONFIG, OWN_LICENCE, _fold, _fold_into, _licence, export
 from clippo.model import load_clip
 from clippo.prepared import open_prepared
 from clippo.results import ResultStore
 from clippo.tasks import TypographicTask
 from clippo.train.step import class_logps
-from tests.conftest import clippo, sweep
+from tests.conftest import ROOT, clippo, sweep
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -72,6 +74,11 @@ def counts_in_store(store: ResultStore, sweep: str, trial: str, variant: str) ->
     }
 
 
+def row_of(results: Path, trial_id: str) -> dict[str, Any]:
+    [sweep] = ResultStore(str(results)).sweeps()
+    return next(t for t in ResultStore(str(results)).trials(sweep).to_pylist() if t["trial_id"] == trial_id)
+
+
 def assert_close(one: dict[str, tuple[int, int]], two: dict[str, tuple[int, int]]) -> None:
     """Trials measure from activations that were rounded to bfloat16, so one picture may tip over."""
     for name, (correct, fooled) in two.items():
@@ -94,13 +101,19 @@ def test_a_trial(flags: list[str], variant: str, finished: tuple[Path, str], tmp
     done = clippo("export", str(results), "--trial", "00001", "--out", str(out), *flags)
     assert done.returncode == 0, done.stderr
     assert f'pretrained="{out}"' in done.stdout
+    config = ResultStore(str(results)).known_config("four")
+    assert config["usage"].replace("model.safetensors", str(out)) in done.stdout, "the report says the same"
     stored = counts_in_store(ResultStore(str(results)), "four", "00001", variant)
     assert stored.keys() >= (set(SETS) if variant == "averaged" else VALIDATION)
     assert_close(counts_of_file(out), stored)
     card = out.with_suffix(".md").read_text()
     assert f"weights `{variant}`" in card
     assert "robustness (share of attacked pictures labelled right): 0." in card
-    assert "Apache-2.0" in card
+    assert f"\nLicence: {OWN_LICENCE}.\n" in card
+    trial = row_of(results, "00001")
+    assert all(f": {trial[n]}\n" in card for n in ("model_digest", "data_digest", "prepared_digest"))
+    for name in ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable"):
+        assert (f"\n- {name}: {trial[name]}\n" in card) == (trial[name] is not None), name
     if variant == "averaged":  # test pictures are measured for it, and for what may be on the front
         _, tested = card.split("On test pictures")
         assert re.search(r"- clean accuracy: 0\.\d{3} \(0\.\d{3} to \d\.\d{3}\)", tested), card
@@ -200,3 +213,34 @@ def test_a_model_from_a_folder_is_exported_as_a_folder(tmp_path: Path) -> None:
     tuned = open_clip.create_model(f"local-dir:{tmp_path / 'tuned'}").state_dict()
     assert not torch.equal(tuned["visual.attnpool.c_proj.weight"], state["visual.attnpool.c_proj.weight"])
     assert torch.equal(tuned["visual.conv1.weight"], state["visual.conv1.weight"])
+    card = written.card.read_text()
+    assert "\nLicence: that of the base model's weights; look it up before you ship.\n" in card
+    trial = row_of(tmp_path / "results", "00000")
+    assert all(f": {trial[n]}\n" in card for n in ("model_digest", "data_digest", "prepared_digest"))
+    assert f"\n- learning_rate: {trial['learning_rate']}\n" in card
+
+
+def test_licences_are_those_of_the_weights() -> None:
+    assert _licence(ModelConfig()) == OWN_LICENCE
+    assert _licence(ModelConfig(name="ViT-B-32", pretrained="openai")).startswith("MIT, ")
+    for unknown in ("datacomp_xl_s13b_b90k", "mine.safetensors", None):
+        assert "look it up" in _licence(ModelConfig(name="ViT-B-32", pretrained=unknown))
+
+
+def test_the_lines_of_the_readme_load_an_export(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """As they stand there, but for the name: the weights of the README's own model cannot be had here."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [code] = [b for b in blocks if "create_model_and_transforms" in b]
+    assert code.count('"ViT-B-32-quickgelu"') == 1
+    export(ResultStore(str(finished[0])), "four", "00001", tmp_path / "tuned.safetensors")
+    code = "from clippo import demo\ndemo.register()\n" + code.replace("ViT-B-32-quickgelu", demo.MODEL_NAME)
+    code += "print(model.state_dict()['visual.attnpool.c_proj.weight'].double().sum().item(), preprocess)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    tuned = load_file(tmp_path / "tuned.safetensors")["visual.attnpool.c_proj.weight"]
+    assert float(done.stdout.split()[0]) == pytest.approx(tuned.double().sum().item())
+    base = load_clip(demo.MODEL_NAME).model.state_dict()["visual.attnpool.c_proj.weight"]
+    assert not torch.equal(tuned, base)
+    assert "Normalize" in done.stdout

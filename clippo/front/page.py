@@ -36,6 +36,7 @@ def embedded(
     charts: Mapping[str, Any],
     points: Iterable[Point],
     command: str,
+    usage: str,
 ) -> str:
     """What the page's script shows, as JSON for a script element: nothing in it can end the element.
 
@@ -43,6 +44,7 @@ def embedded(
         rows: of the table of trials.
         points: those that the panel beside the front can show.
         command: how ``clippo export`` is called; the flags of a point follow.
+        usage: Python that loads what it wrote; empty where the sweep does not say.
     """
     titles = titles_of(front)
     data = {
@@ -52,6 +54,7 @@ def embedded(
         "picks": {key_of(p): _pick(p, list(titles)) for p in points},
         "recommended": key_of(front.recommended),
         "trials": _trial_table(front, rows),
+        "usage": usage,
     }
     text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
@@ -404,7 +407,7 @@ def provenance(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
         values = sorted({_readable(str(r[column])) for r in rows if r.get(column) is not None})
         if values:
             items += f"<dt>{title}</dt><dd>{'<br>'.join(escape(v) for v in values)}</dd>"
-    kept = {n: v for n, v in config.items() if n != "results"}
+    kept = {n: v for n, v in config.items() if n not in ("results", "usage")}
     text = escape(json.dumps(kept, indent=1, ensure_ascii=False))
     return f"<dl>{items}</dl><details><summary>configuration</summary><pre>{text}</pre></details>"
 

@@ -114,7 +114,9 @@ def render(
         "GALLERY": page.gallery(examples.to_pylist(), front.words),
         "PROVENANCE": page.provenance(config, rows),
         "SCRIPTS": page.bundle(),
-        "DATA": page.embedded(front, rows, drawn, [*selected(front), *page.choices(front)], command),
+        "DATA": page.embedded(
+            front, rows, drawn, [*selected(front), *page.choices(front)], command, config.get("usage", "")
+        ),
     }
     text = resources.files("clippo.front").joinpath("report.html").read_text(encoding="utf-8")
     for name, part in parts.items():

@@ -31,6 +31,7 @@ from clippo import demo
 from clippo.errors import ConfigError, ModelError
 from clippo.model.averaging import Weights, interpolate
 from clippo.model.stages import tower_stages
+from clippo.model.usage import published
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,11 @@ class ClipModel:
     """A pretrained model, frozen; the reference of a sweep.
 
     Attributes:
-        open_clip_name: the name under which open_clip makes this very architecture; some published weights
-            want the one with another activation.
         image_size: (H, W) of the pixels that the image tower takes.
         logit_scale: the model's exp(logit_scale).
     """
 
     name: str
-    open_clip_name: str
     model: nn.Module
     tokenizer: Callable[[list[str]], Tensor]
     image_size: tuple[int, int]
@@ -188,8 +186,7 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Some published weights want another activation than the architecture's name says.
-            published = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
-            quick_gelu = bool(published.get("quick_gelu", False))
+            quick_gelu = bool(published(name, pretrained).get("quick_gelu", False))
             # Weights that are asked for must be there; random ones are the same in every process.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -207,10 +204,8 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
     transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
     # The last two steps are ToTensor and Normalize; an attack is drawn on the pixels before them.
     pixels = Compose(transform.transforms[:-2])
-    other = f"{name}-quickgelu"
     return ClipModel(
         name=name,
-        open_clip_name=other if quick_gelu and other in open_clip.list_models() else name,
         model=model,
         tokenizer=tokenizer,
         image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from clippo.config import SweepConfig
 from clippo.errors import ConfigError
+from clippo.model.usage import usage
 from clippo.results import ResultStore
 from clippo.tasks import objectives_of, resolved, task_named
 
+EXPORTED = "model.safetensors"
+"""How the report's commands call an exported file."""
 FREE_FIELDS = {
     "name",
     "results",
@@ -60,10 +64,16 @@ def is_resumed(store: ResultStore, config: SweepConfig) -> bool:
 
 
 def stored(config: SweepConfig) -> dict[str, Any]:
-    """What the store keeps of a configuration, with what readers need who know no tasks."""
+    """What the store keeps of a configuration, with what readers need who know neither tasks nor models."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    words = task_named(config.task).words
-    return plain | {"objectives": objectives_of(config).to_json(), "words": words.to_json()}
+    model = config.model
+    return plain | {
+        "objectives": objectives_of(config).to_json(),
+        "words": task_named(config.task).words.to_json(),
+        "usage": usage(
+            model.name, model.pretrained, EXPORTED if ":" not in model.name else Path(EXPORTED).stem
+        ),
+    }
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

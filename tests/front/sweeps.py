@@ -46,6 +46,7 @@ CONFIG = {
     "words": WORDS.to_json(),
     "model": {"name": "clippo-demo", "pretrained": None, "trainable": "last:2"},
     "data": {"source": "demo"},
+    "usage": 'import open_clip\nmodel = open_clip.create_model("demo", pretrained="model.safetensors")',
 }
 START = datetime(2026, 11, 1, 12, tzinfo=timezone.utc)
 

@@ -129,8 +129,10 @@ def test_names_are_only_text(page_text: str) -> None:
     for row in hostile.trials:
         row["error"] = HOSTILE
     front = dataclasses.replace(front_of(hostile), sweep=HOSTILE)
-    text = render(front, hostile.trial_table, {**CONFIG, "note": HOSTILE}, TABLES["examples"].empty_table())
+    config = CONFIG | {"note": HOSTILE, "usage": HOSTILE}
+    text = render(front, hostile.trial_table, config, TABLES["examples"].empty_table())
     assert HOSTILE not in text
+    assert data_of(text)["usage"] == HOSTILE
     assert data_of(text)["trials"]["rows"][0][-1] == HOSTILE
 
 
@@ -342,7 +344,11 @@ def test_hovering_shows_the_setting_and_the_command(opened: Visit, made: Front) 
 
 def test_the_keyboard_reaches_every_point(opened: Visit, made: Front) -> None:
     page = opened.page
-    assert page.locator("#details code").inner_text().startswith("clippo export results --sweep made --trial")
+    assert (
+        page.locator("#details code")
+        .first.inner_text()
+        .startswith("clippo export results --sweep made --trial")
+    )
     page.focus("#pick")
     shown = {page.locator("#details h3").inner_text()}
     page.keyboard.press("Home")
@@ -352,6 +358,14 @@ def test_the_keyboard_reaches_every_point(opened: Visit, made: Front) -> None:
     assert {f"{p.trial_id}, {p.variant}" for p in made.front} - {"reference, reference"} <= shown
     picked = page.evaluate("views.get('front').signal('picked')")
     assert picked == page.input_value("#pick"), "the ring follows"
+
+
+def test_lines_that_load_the_export_stand_under_its_command(opened: Visit) -> None:
+    command, usage = opened.page.locator("#details code").all()
+    assert command.inner_text().endswith("--out model.safetensors")
+    assert usage.inner_text() == CONFIG["usage"], "with its line breaks, as it is to be run"
+    opened.page.select_option("#pick", "reference reference")
+    assert opened.page.locator("#details code").count() == 0, "the untouched model is not exported"
 
 
 def test_clicking_a_point_shows_it(opened: Visit, made: Front) -> None:
@@ -457,6 +471,10 @@ def test_a_phone_and_the_night(browser: Browser, path: Path, scheme: str) -> Non
         page.emulate_media(color_scheme="dark")
         page.wait_for_function(f"{LABEL_FILL} !== '{day}'")
     page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function(f"{LABEL_FILL} === 'rgb(34, 34, 34)'")
+    assert contrast("rgb(255, 255, 255)", page.evaluate(LABEL_FILL)) > 7, "charts are dark on white paper"
+    assert page.pdf().startswith(b"%PDF-")
     assert lightness(page.evaluate("getComputedStyle(document.body).backgroundColor")) == 1
     assert not page.locator("nav").is_visible()
     assert phone.complaints == []
