@@ -1,5 +1,7 @@
 """What TensorBoard and MLflow hold of a sweep, read back with their own formats."""
 
+import importlib.util
+import json
 import re
 import struct
 import warnings
@@ -163,6 +165,56 @@ def test_mlflow_in_a_local_file_store(tmp_path: Path, monkeypatch: pytest.Monkey
     losses = [line.split() for line in (folder / "metrics" / "loss").read_text().splitlines()]
     assert [(float(value), int(step)) for _, value, step in losses] == [(1.0, 1), (0.5, 2)]
     assert "status: 3" in (folder / "meta.yaml").read_text(), "finished"
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """The records of wandb's file: LevelDB's log format in blocks of 32 KiB, after 7 bytes of its own."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, record = file.read_bytes(), 7, b""
+    while at < len(data):
+        if (left := -at % 32768) < 7 and left:  # too little for the header of a part
+            at += left
+            continue
+        _, length, part = struct.unpack_from("<IHB", data, at)  # checksum, length, which part of a record
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if part in (1, 4):  # the whole, or the last
+            yield Record.FromString(record)
+            record = b""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_offline(own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs are processes of Ray, each with a file of its own."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # wandb's own
+        tracker, said = tracking(tmp_path, track=("wandb",))
+        trial = a_trial(0)
+        tracker.on_trial_start(0, [], trial)
+        for epoch in (1, 2):
+            tracker.on_trial_result(0, [], trial, a_report(epoch))
+        trial.run_metadata.last_result = a_report(2)
+        tracker.on_trial_complete(0, [], trial)
+        tracker.on_experiment_end([])  # waits for the process
+    assert said == [f"tracked by wandb: wandb sync {tmp_path}/wandb/offline-run-*"]
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    records = list(wandb_records(file))
+    (run,) = {r.run.run_id: r.run for r in records if r.WhichOneof("record_type") == "run"}.values()
+    assert (run.display_name, run.run_group, run.project) == ("00000", "s1", "clippo")
+    config = {item.key: item.value_json for item in run.config.update}
+    assert config.items() >= {"trial_id": '"00000"', "attempt": "0", "loss": '"dpo"', "beta": "0.1"}.items()
+    epochs = [
+        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in r.history.item}
+        for r in records
+        if r.WhichOneof("record_type") == "history"
+    ]
+    assert [(e["training_iteration"], e["robustness"], e["loss"]) for e in epochs] == [
+        (1, 0.6, 1.0),
+        (2, 0.7, 0.5),
+    ]
+    assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [0]
 
 
 def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
