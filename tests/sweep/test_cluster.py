@@ -9,6 +9,7 @@ import torch
 
 from clippo.config import SearchConfig, SweepConfig, TrainConfig
 from clippo.errors import DivergedError, ResourceError
+from clippo.sweep import cluster
 from clippo.sweep.cluster import check_resources, joined_ray
 from clippo.sweep.trial import failure_reason
 
@@ -20,7 +21,9 @@ def asking(at_once: int, workers: int, gpus: float = 0.0, autoscaling: bool = Fa
     )  # fmt: skip
 
 
-def test_more_than_there_is_is_refused_with_the_arithmetic(own_ray: None) -> None:
+def test_more_than_there_is_is_refused_with_the_arithmetic(
+    own_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The fixture's Ray has the machine's CPUs, no GPU, and room for two drivers."""
     cpus = os.cpu_count() or 1
     assert ray.cluster_resources()["CPU"] == cpus
@@ -41,6 +44,11 @@ def test_more_than_there_is_is_refused_with_the_arithmetic(own_ray: None) -> Non
         assert str(refused.value).startswith(arithmetic)
         assert "lower search.concurrency or workers, or add nodes" in str(refused.value)
     check_resources(asking(2, workers=9, gpus=1.0, autoscaling=True))
+    # What an autoscaler tells that does (the open-source one of Ray 2.60 does not).
+    monkeypatch.setattr(cluster, "most_resources", lambda: {"CPU": 64, "GPU": 4})
+    check_resources(asking(2, workers=2, gpus=1.0, autoscaling=True))
+    with pytest.raises(ResourceError, match="2 trials at once x 9 GPU are 18 GPU, the cluster has 4;"):
+        check_resources(asking(2, workers=9, gpus=1.0, autoscaling=True))
 
 
 def too_large(kind: str) -> None:
