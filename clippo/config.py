@@ -216,7 +216,8 @@ class SearchConfig:
     wall_hours: float = 0.0
     """Start no trial after this time [hours]; 0: no bound."""
     patience: int = 0
-    """Start no trial when the hypervolume has not grown for this many trials [count]; 0: no bound."""
+    """Start no trial when the hypervolume of goal and retention has not grown for this many trials [count];
+    0: no bound."""
     seed: int = 0
     """Seed of the sampler and of every trial."""
 

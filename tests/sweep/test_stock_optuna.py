@@ -123,6 +123,7 @@ def test_after_the_driver_was_killed_no_trial_is_left_behind(
     restored = stock_search(journal(tmp_path / "stock.log"))
     restored.restore(str(tmp_path / "snapshot"))
     restored.on_trial_complete("ray0", HIGH)  # Tune runs again what its snapshot has as running
+    assert "Cannot tell a COMPLETE trial" in caplog.text, "what was found is refused, which Ray only logs"
     caplog.clear()
     assert states(stock_study(journal(tmp_path / "stock.log"))) == [TrialState.COMPLETE, TrialState.RUNNING]
 
