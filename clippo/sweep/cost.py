@@ -127,7 +127,9 @@ def _cost(hours: float, speed: Speed) -> str:
 
 
 def price_of(device: str, prices: Mapping[str, float]) -> float | None:
-    """The price of a device by what it calls itself: of the names whose words it has, the longest.
+    """The price of a device by what it calls itself: of the names whose words it has, that with the most.
+
+    Of several with as many words it is the dearest.
 
     >>> price_of("NVIDIA A10G", PRICES), price_of("Tesla T4", PRICES), price_of("NVIDIA H100", PRICES)
     (1.006, 0.526, None)
