@@ -109,6 +109,16 @@ def a_trial(number: int) -> Trial:
     return Trial("tune_trial", config=config, stub=True)
 
 
+def two_epochs(tracker: Tracking) -> None:
+    """A whole trial."""
+    trial = a_trial(0)
+    tracker.on_trial_start(0, [], trial)
+    for epoch in (1, 2):
+        tracker.on_trial_result(0, [], trial, a_report(epoch))
+    trial.run_metadata.last_result = a_report(2)
+    tracker.on_trial_complete(0, [], trial)
+
+
 def a_report(epoch: int) -> dict[str, Any]:
     return {"epoch": epoch, "numbers": {"robustness": 0.5 + epoch / 10}, "metrics": {"loss": 1.0 / epoch}}
 
@@ -151,12 +161,7 @@ def test_mlflow_in_a_local_file_store(tmp_path: Path, monkeypatch: pytest.Monkey
         tracking(tmp_path, track=("mlflow",))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     tracker, said = tracking(tmp_path, track=("mlflow",))
-    trial = a_trial(0)
-    tracker.on_trial_start(0, [], trial)
-    for epoch in (1, 2):
-        tracker.on_trial_result(0, [], trial, a_report(epoch))
-    trial.run_metadata.last_result = a_report(2)
-    tracker.on_trial_complete(0, [], trial)
+    two_epochs(tracker)
     tracker.close()
     assert said == ["tracked by mlflow: at MLFLOW_TRACKING_URI"]
     (run,) = (tmp_path / "runs").glob("*/*/params/trial_id")
@@ -191,12 +196,7 @@ def test_wandb_offline(own_ray: None, tmp_path: Path, monkeypatch: pytest.Monkey
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # wandb's own
         tracker, said = tracking(tmp_path, track=("wandb",))
-        trial = a_trial(0)
-        tracker.on_trial_start(0, [], trial)
-        for epoch in (1, 2):
-            tracker.on_trial_result(0, [], trial, a_report(epoch))
-        trial.run_metadata.last_result = a_report(2)
-        tracker.on_trial_complete(0, [], trial)
+        two_epochs(tracker)
         tracker.on_experiment_end([])  # waits for the process
     assert said == [f"tracked by wandb: wandb sync {tmp_path}/wandb/offline-run-*"]
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
