@@ -79,9 +79,9 @@ CASES = (
     Case(BUNDLED, "last:2", "auto", 64, 8),  # the default sweep's
     Case(BUNDLED, "transform", "fp32", 64, 16),
     Case(VIT, "transform", "fp32", 16, 8),
-    Case(VIT, "last:4", "bf16", 16, 2),
-    Case(VIT, "image", "bf16", 16, 1),
-    Case(VIT, "image", "bf16", 64, 1),
+    Case(VIT, "last:4", "bf16", 16, 4),
+    Case(VIT, "image", "bf16", 16, 4),
+    Case(VIT, "image", "bf16", 64, 2),
 )
 SMOKE_CASES = (Case(BUNDLED, "last:1", "auto", 8, 2), Case(TINY, "transform", "fp32", 2, 2))
 

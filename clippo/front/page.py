@@ -201,7 +201,8 @@ def axes(front: Front) -> str:
     """What the two axes are."""
     return (
         f"{escape(front.words.explained)} Retention is the share of what the untouched model could do that "
-        "is left. Lines are curves of interpolated weights; dashed ones are those of plain tuning."
+        "is left; what lies left of the dotted line keeps less than is asked for. Lines are curves of "
+        "interpolated weights; dashed ones are those of plain tuning."
     )
 
 

@@ -40,8 +40,9 @@ def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -
     """Retention against the goal on validation pictures: the front with its intervals, the rest faint.
 
     Lines are curves of interpolated weights: of what is recommended, of the baselines (dashed), and faintly
-    of other trials on the front. Dominated points that could only be shown by squeezing the front are counted
-    in the subtitle instead. The parameters ``ink``, ``paper`` and ``picked`` (`key_of` the point with the
+    of other trials on the front. Points left of the dotted rule keep less than the bound on retention and are
+    infeasible. Dominated points that could only be shown by squeezing the front are counted in the subtitle
+    instead. The parameters ``ink``, ``paper`` and ``picked`` (`key_of` the point with the
     ring) may be changed where the chart is shown.
     """
     x_domain = _domain(front.points, "retention")
@@ -94,11 +95,14 @@ def front_chart(front: Front, *, width: int | str = WIDTH, title: bool = True) -
         .encode(x=x, y=y, color=color, detail="trial:N", order="position:Q", strokeDash=dash)
         for is_plain, width_of, opacity_of in ((True, 1.8, 0.9), (False, 1.0, 0.3))
     )
+    binds = x_domain[0] < front.min_retention <= x_domain[1]
+    bound = _bound(front.min_retention, bottom, x, y, y_domain) if binds else []
     across = {"x": x_low, "x2": alt.X2("retention_high:Q"), "y": y}
     upright = {"x": x, "y": y_low, "y2": alt.Y2("goal_high:Q")}
     layers = [
         area.encode(x=x, y=y, y2=alt.Y2Datum(bottom)),
         line.encode(x=x, y=y, order="order:Q"),
+        *bound,
         faint,
         plain,
         bars.encode(**across, color=color, tooltip=tooltip),
@@ -215,6 +219,17 @@ def thinned(points: Sequence[Point], x_domain: Bounds, y_domain: Bounds) -> list
             cell = point.settings["loss"], column, row
         kept.setdefault(cell, point)
     return list(kept.values())
+
+
+def _bound(bound: float, bottom: float, x: alt.X, y: alt.Y, y_domain: Bounds) -> list[alt.Chart]:
+    """A rule at the bound on retention, over the whole height."""
+    (top,) = {*y_domain} - {bottom}
+    base = alt.Chart(alt.InlineData(values=[{"retention": bound, "goal": bottom}])).encode(x=x, y=y)
+    label = {"align": "right", "baseline": "bottom", "dx": -5, "dy": -4, "fontSize": 11.5}
+    return [
+        base.mark_rule(strokeDash=[2, 3], color=GREY).encode(y2=alt.Y2Datum(top)),
+        base.mark_text(**label, color=GREY, text=f"keeps less than {bound:g}"),
+    ]
 
 
 def _curves(front: Front) -> list[dict[str, Any]]:

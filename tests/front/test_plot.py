@@ -1,5 +1,6 @@
 """The picture of a front, from points made by hand."""
 
+import dataclasses
 import json
 import struct
 from html.parser import HTMLParser
@@ -189,6 +190,15 @@ def test_the_edge_steps_down_along_the_front() -> None:
     left, bottom = axis_of(make_front(), "x")[0], axis_of(make_front(), "y")[0]
     corners = [(left, 0.71), (0.93, 0.71), (0.98, 0.55), (1.0, 0.27), (1.0, bottom)]
     assert [(c["retention"], c["goal"]) for c in edge] == corners
+
+
+def test_what_is_infeasible_lies_left_of_a_rule() -> None:
+    low, high = axis_of(make_front(), "x")
+    for bound, drawn in ((0.98, True), (low, False), (high + 0.01, False)):
+        spec = front_chart(dataclasses.replace(make_front(), min_retention=bound)).to_dict()
+        rules = [layer for layer in spec["layer"] if layer["mark"]["type"] == "rule"]
+        assert [spec["datasets"][rule["data"]["name"]][0]["retention"] for rule in rules] == [bound] * drawn
+        assert (f"keeps less than {bound:g}" in json.dumps(spec)) is drawn
 
 
 def test_a_loss_keeps_its_look_whatever_else_is_drawn() -> None:
