@@ -112,9 +112,12 @@ def test_two_sweeps_in_one_storage_are_two_studies(tmp_path: Path) -> None:
 
 
 def test_after_the_driver_was_killed_no_trial_is_left_behind(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The storage is ahead of the searcher's last snapshot: one trial has ended since, one was asked for."""
+    # A Ray that an earlier test started has made its loggers quiet and its own.
+    monkeypatch.setattr(logging.getLogger("ray"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="ray")
     stock = stock_search(journal(tmp_path / "stock.log"))
     stock.suggest("ray0")
     stock.save(str(tmp_path / "snapshot"))
