@@ -4,10 +4,12 @@
 
 Of each sweep, named after its store's folder, the untouched model, the recommended point, and its settings
 with a fresh seed, all with 90 % intervals. The goals are for the fresh seed, by which nothing was chosen.
+What the JSON has of other sweeps stays in it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,10 @@ NUMBERS = (
 def main(stores: tyro.conf.Positional[tuple[str, ...]], *, results: Path = RESULTS) -> None:
     """What the sweeps in some stores have reached."""
     before, console = load(), the_console()
-    sweeps = [{"run": Path(store).name} | reached(ResultStore(store)) for store in stores]
+    new = [{"run": Path(store).name} | reached(ResultStore(store)) for store in stores]
+    path, again = results / "gender.json", {sweep["run"] for sweep in new}
+    known = json.loads(path.read_text())["sweeps"] if path.exists() else []
+    sweeps = [sweep for sweep in known if sweep["run"] not in again] + new
     lines = [line for sweep in sweeps for line in _lines(sweep)]
     finish("gender", lines, results, console, settings={}, load_before=before, sweeps=sweeps)
 

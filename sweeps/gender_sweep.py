@@ -9,8 +9,8 @@ docs/GENDER.md says what is measured, what it does not say, and what it must not
 
 The defaults (--preset transform): 32 trials of a linear map of both embeddings, whose power t turns the
 preference up and down, cross-validated over the seen occupations. Expected: MaxSkew@24 of these from .43 to
-.09 to .21, of held-out ones from .5 to .22 to .33, with occupations and minority gender of seen ones read as
-well as before (docs/EXPERIMENTS.md).
+.09 to .21, of held-out ones from .5 to .22 to .33, with occupations and minority gender of seen ones mostly
+read as well as before (docs/EXPERIMENTS.md).
 """
 
 from dataclasses import replace

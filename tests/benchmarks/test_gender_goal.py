@@ -24,6 +24,7 @@ COLUMNS = (
     ("default", "untouched"), ("default", "recommended"), ("default", "fresh_seed"),
     ("search-seed-1", "fresh_seed"),
 )  # fmt: skip
+HELD_OUT = ("concept/held_out_accuracy", "minority/held_out_accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,33 @@ def test_the_table_has_the_numbers_of_the_stores(runs: dict[str, Any]) -> None:
                 assert [float(n) for n in ends] == pytest.approx(values[0][1:], abs=0.0051), (row, run, model)
 
 
-def test_goals_are_reached_on_the_split_of_the_default_and_missed_on_another(runs: dict[str, Any]) -> None:
-    for run, sweep in runs.items():
+def test_the_default_split_reaches_its_goals(runs: dict[str, Any]) -> None:
+    for run in ("default", "default-again", "search-seed-1"):
+        sweep = runs[run]
+        assert sweep["split_seed"] == 0
+        assert missed(sweep) == set(), run
         before, after = (sweep["numbers"][model] for model in ("untouched", "fresh_seed"))
-        missed = {name for name, goal in GOALS.items() if after[name][0] > goal}
-        assert missed == ({"max_skew/concept/held_out"} if run == "split-seed-2" else set()), run
         for name in (n for n in before if n.endswith("accuracy")):
-            assert after[name][0] >= before[name][0] - (0 if name in KEPT else 0.004), (run, name)
-    assert [(sweep["split_seed"], sweep["search_seed"]) for sweep in runs.values()] == [
-        (0, 0), (0, 0), (0, 1), (2, 0),
-    ]  # fmt: skip
+            assert after[name][0] >= before[name][0] - 0.004, (run, name)
+
+
+def test_what_is_said_of_other_splits(runs: dict[str, Any]) -> None:
+    others = {sweep["split_seed"]: missed(sweep) for sweep in runs.values() if sweep["split_seed"]}
+    assert others == {
+        2: {"max_skew/concept/held_out"}, 3: set(), 4: {"minority_accuracy"}, 5: set(), 6: set(),
+    }  # fmt: skip
+    documented = (ROOT / "docs/EXPERIMENTS.md").read_text().split("**On splits that nobody had seen**")[1]
+    for seed in others:
+        [row] = re.findall(rf"^\| {seed} \| (.*) \|$", documented, re.MULTILINE)
+        numbers = runs[f"split-seed-{seed}"]["numbers"]
+        for cell, name in zip(row.split(" | "), (*GOALS, *KEPT, *HELD_OUT), strict=True):
+            told = [float(n) for n in re.findall(r"\.\d{3}\b", cell)]
+            found = [numbers[model][name][0] for model in ("untouched", "fresh_seed")]
+            assert told == pytest.approx(found, abs=0.0006), (seed, name)
+
+
+def missed(sweep: dict[str, Any]) -> set[str]:
+    """The goals that a sweep's fresh seed misses."""
+    before, after = (sweep["numbers"][model] for model in ("untouched", "fresh_seed"))
+    too_skewed = {name for name, goal in GOALS.items() if after[name][0] > goal}
+    return too_skewed | {name for name in KEPT if after[name][0] < before[name][0]}
