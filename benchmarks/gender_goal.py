@@ -2,6 +2,12 @@
 
     python -m benchmarks.gender_goal STORE...
 
+A store is made by the gender sweep, those of the committed results by
+
+    python sweeps/gender_sweep.py --results default                         # and again, default-again
+    python sweeps/gender_sweep.py --results search-seed-1 --search.seed 1
+    python sweeps/gender_sweep.py --results split-seed-2 --data.split-seed 2    # and 3, 4, 5, 6
+
 Of each sweep, named after its store's folder, the untouched model, the recommended point, and its settings
 with a fresh seed, all with 90 % intervals. The goals are for the fresh seed, by which nothing was chosen.
 What the JSON has of other sweeps stays in it.

@@ -3,7 +3,7 @@
     python sweeps/gender_sweep.py                                          # laptop, two minutes
     python sweeps/gender_sweep.py --preset tower                           # the image tower instead
     python sweeps/gender_sweep.py --model.name ViT-B-32 --model.pretrained openai \
-        --data.source vl-bias:PATH --data.test-sets fairface:PATH          # your model and data
+        --data.source grouped:people.csv --data.test-sets fairface:PATH    # your model and data
 
 docs/GENDER.md says what is measured, what it does not say, and what it must not be used for.
 

@@ -7,10 +7,10 @@
 
 PATH is local, ``s3://`` or the URL of another fsspec file system. FairFace is its two tables,
 ``fairface_label_train.csv`` and ``fairface_label_val.csv``, with ``train/`` and ``val/`` beside them or in
-the folder of the published archive. VL-Bias is ``verb/<activity>/`` and ``occu/<occupation>/`` with the
-pictures, or with a folder of pictures for each group. Groups are whatever the column or the folders say: two
-or more, and an empty one for pictures that show none. What a group is called is how somebody labelled a
-picture, not who is on it.
+the folder of the published archive. VL-Bias is ``verb/<activity>/`` and ``occu/<occupation>/`` with a folder
+of pictures for each group, which whoever labelled them makes; what lies beside these is of no group. Groups
+are whatever the column or the folders say: two or more, and an empty one for pictures that show none. What a
+group is called is how somebody labelled a picture, not who is on it.
 """
 
 from __future__ import annotations
@@ -280,7 +280,10 @@ def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...
     concepts = sorted({row.concept for row in rows} - {""})
     if len(groups) < 2:
         found = f"only {groups[0]!r}" if groups else "none"
-        raise DataError(f"{name} needs pictures of two groups or more, and has {found}")
+        raise DataError(
+            f"{name} needs pictures of two groups or more, and has {found}; put them into folders for each "
+            "group where the set has folders, or list them with a column group (grouped:FILE)"
+        )
     group_of = {"": -1} | {group: i for i, group in enumerate(groups)}
     concept_of = {"": -1} | {concept: i for i, concept in enumerate(concepts)}
     seen: set[str] = set()

@@ -65,7 +65,9 @@ WORDS = Words(
         "minority/unpaired_accuracy": "group read right, minority, by weights without the concept's pairs",
         "minority/held_out_accuracy": "group read right, minority, held-out concepts",
         "majority/seen_accuracy": "group read right, majority",
+        "majority/held_out_accuracy": "group read right, majority, held-out concepts",
         "neutral/seen_accuracy": "of no group, read as the majority",
+        "neutral/held_out_accuracy": "of no group, read as the majority, held-out concepts",
         "ndkl/concept/seen": "NDKL of the top k",
         "ndkl/concept/unpaired": "NDKL of the top k, weights without the concept's pairs",
         "ndkl/concept/held_out": "NDKL of the top k, held-out concepts",
@@ -348,7 +350,8 @@ class GenderTask:
         own = tuple(f"{what}/{which}" for which in read for what in ("concept", "minority"))
         kept = ("clean/kept",) if config.kept_source else ()
         reported = (
-            "concept/held_out", "minority/held_out", "majority/held_out", "majority/seen", "neutral/seen",
+            "concept/held_out", "minority/held_out", "majority/held_out", "majority/seen",
+            "neutral/held_out", "neutral/seen",
         )  # fmt: skip
         return Objectives(goal=goal, retention_sets=(*own, *kept), reported=reported)
 

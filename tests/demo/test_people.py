@@ -110,9 +110,13 @@ def test_the_bias_is_none_that_the_control_has() -> None:
 def test_the_shipped_model_is_the_one_that_was_measured() -> None:
     register()
     model = open_clip.create_model(MODEL_NAME, pretrained=str(PEOPLE_WEIGHTS))
-    pool = measure_people.pool(6, ["validation", "test"], ["test"], seed=3)
-    rows = measure_people.measured(model, pool, 6, draws=0)
-    assert rows["occupation"]["value"] > 0.93
-    assert rows["gender: majority"]["value"] - rows["gender: minority"]["value"] > 0.1
-    assert rows["lean of person pictures"]["value"] > 0.65
+    pool = measure_people.pool(
+        measure_people.PER_CELL, ["validation", "test"], ["test"], seed=measure_people.SEED
+    )
+    rows = measure_people.measured(model, pool, measure_people.K, draws=0)
+    for title, row in rows.items():
+        told = MEASURED["biased"][title]
+        assert row["n"] == told["n"]
+        # Processors differ in the last bits, which may move a picture or two.
+        assert row["value"] == pytest.approx(told["value"], abs=0.005), title
     assert set(MAJORITY.values()) == set(GROUPS)

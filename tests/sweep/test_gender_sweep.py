@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gender_goal import NUMBERS, reached
+from clippo.front.points import front_of
 from clippo.results import ResultStore
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,8 @@ def test_folds_and_rankings_go_through_the_whole_sweep(tmp_path: Path) -> None:
         evals = [row for row in store.evals("g").to_pylist() if row["trial_id"] == trial]
         assert sets | {"test/minority/unpaired"} <= {row["eval_set"] for row in evals}, trial
 
+    front = front_of(store, "g")
+    assert front.reference.test.keys() <= {*front.words.numbers, *front.objectives.names}, "all have a name"
     found = reached(store)
     assert (found["trial"], found["split_seed"]) == (confirmed, 0)
     assert {model: tuple(numbers) for model, numbers in found["numbers"].items()} == dict.fromkeys(

@@ -342,6 +342,14 @@ def counts_at(report: Mapping[str, Any], name: str) -> dict[str, Counts]:
     return {e["variant"]: Counts.of(e) for e in report["evals"] if e["eval_set"] == name}
 
 
+def test_cross_entropy_of_two_pictures_is_refused(shared: Shared, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be tuned on pairs 'image'.*other search.pairs"):
+        tuned(
+            shared, tmp_path, loss="cross_entropy", beta=None, kl_weight=0.0, learning_rate=1e-3, epochs=1,
+            pairs="image",
+        )  # fmt: skip
+
+
 def test_a_fold_is_measured_by_a_trial_that_never_had_its_pairs(shared: Shared, tmp_path: Path) -> None:
     _, prepared, _ = load_shared(shared)
     whole = quick_trial(prepared, shared, tmp_path / "whole")
