@@ -177,11 +177,12 @@ def importances(front: Front) -> list[dict[str, Any]]:
         RETENTION: lambda t: -t.values[1],
         BOTH: None,
     }
-    samples = [np.arange(len(trials))]
-    samples += [rng.integers(0, len(trials), size=len(trials)) for _ in range(IMPORTANCE_RESAMPLES)]
+    # Points are sorted, so that the first of them would be a choice.
+    of = rng.permutation(len(trials))[:IMPORTANCE_TRIALS]
+    samples = [of, *(rng.choice(of, size=len(of)) for _ in range(IMPORTANCE_RESAMPLES))]
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for sample in samples:
-        study = _study([trials[i] for i in sample[:IMPORTANCE_TRIALS]], space)
+        study = _study([trials[i] for i in sample], space)
         for name, target in targets.items():
             for setting, value in _importances(study, target).items():
                 found[setting, name].append(value)

@@ -141,9 +141,13 @@ class Objects:
     def create(self, key: str, data: bytes) -> bool:
         """Writes an object where there is none; returns whether there was none.
 
-        An attempt whose answer was lost is repeated, and then finds its own object: compare the bytes.
+        An attempt whose answer was lost is repeated, and then finds its own object: see :meth:`take`.
         """
         return self._try("write to", lambda: _taken(lambda: self._put(key, data, mode="create")))
+
+    def take(self, key: str, data: bytes) -> bool:
+        """Like :meth:`create`, but finding this very object is no refusal; so its bytes must be unique."""
+        return self.create(key, data) or self.get([key]) == [data]
 
     def swap(self, key: str, data: bytes, version: str | None) -> bool:
         """Replaces an object if it still has this version (None: if it does not exist); returns whether."""

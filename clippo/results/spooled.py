@@ -143,17 +143,24 @@ class SpooledStore(ResultStore):
     # ---- delivery
 
     def _write(self, key: str, data: bytes) -> None:
+        self._now_or_later(key, data, lambda: self._target.put(key, data))
+
+    def _take(self, key: str, data: bytes) -> bool:
+        # While the store is away nobody can tell whether another has it.
+        return self._now_or_later(key, data, lambda: self._target.take(key, data)) is not False
+
+    def _now_or_later(self, key: str, data: bytes, now: Callable[[], bool | None]) -> bool | None:
         with self._changed:
             direct = not self._spool.items
         if direct:
             try:
-                self._target.put(key, data)
-                return
+                return now()
             except StoreError as error:
                 self._say(type(error), f"{error}; until then results wait in {self._spool.root}")
         with self._changed:
             self._spool.add(key, data)
             self._start()
+        return None
 
     def _start(self) -> None:
         if self._thread is None:

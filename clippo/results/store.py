@@ -107,9 +107,18 @@ class ResultStore:
         self._write(key, schema.encode("examples", rows))
 
     def write_started(self, sweep: str, trial_id: str, attempt: int, settings: Mapping[str, Any]) -> None:
-        """Note that a trial has begun, so that a resumed sweep knows what ran when its driver died."""
-        row = {"trial_id": trial_id, "attempt": attempt, "started_at": _now(), "settings": settings}
-        self._write(_trial_key("started", sweep, trial_id, attempt, "json"), _json(row))
+        """Note that a trial has begun, so that a resumed sweep knows what ran when its driver died.
+
+        Raises:
+            StoreError: also when another driver has begun this attempt, whose rows would be overwritten.
+        """
+        row = {"id": uuid.uuid4().hex, "trial_id": trial_id, "attempt": attempt, "started_at": _now()}
+        key = _trial_key("started", sweep, trial_id, attempt, "json")
+        if not self._take(key, _json(row | {"settings": settings})):
+            raise StoreError(
+                f"another driver of sweep {sweep!r} has begun trial {trial_id}; let one of them end, then "
+                "run this command again"
+            )
 
     def write_config(self, sweep: str, config: Mapping[str, Any]) -> None:
         """Keep the config of a new sweep and thereby take its name.
@@ -118,9 +127,8 @@ class ResultStore:
             StoreError: also when the name is taken; of several processes that try, one succeeds.
         """
         key = f"sweeps/{_name('sweep', sweep)}.json"
-        # The id tells our own object from another's: a PUT whose answer was lost is retried and then refused.
         data = _json({"id": uuid.uuid4().hex, "created_at": _now(), "config": config})
-        if not self._objects.create(key, data) and self._objects.get([key]) != [data]:
+        if not self._objects.take(key, data):
             raise StoreError(f"sweep {sweep!r} is already in {self.uri}; resume it or choose another name")
 
     def write_state(self, sweep: str, state: str, trials: int) -> None:
@@ -274,6 +282,9 @@ class ResultStore:
 
     def _write(self, key: str, data: bytes) -> None:
         self._objects.put(key, data)
+
+    def _take(self, key: str, data: bytes) -> bool:
+        return self._objects.take(key, data)
 
     def _table(self, name: str, sweep: str | None, view: View) -> pa.Table:
         return self._read(name, sweep, view, lambda tables: schema.concatenated(name, tables, view))

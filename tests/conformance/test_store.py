@@ -192,6 +192,18 @@ def test_started_trials(store: ResultStore) -> None:
     assert len(store.trials()) == 0
 
 
+def test_an_attempt_is_begun_by_one_driver(store: ResultStore) -> None:
+    other = ResultStore(store.uri, endpoint_url=store.endpoint_url)
+    store.write_started("s1", "t1", 0, SETTINGS)
+    with pytest.raises(
+        StoreError, match=r"^another driver of sweep 's1' has begun trial t1; let one of them end"
+    ):
+        other.write_started("s1", "t1", 0, SETTINGS)
+    other.write_started("s1", "t1", 1, SETTINGS)
+    other.write_started("s2", "t1", 0, SETTINGS)
+    assert [row["attempt"] for row in store.started("s1")] == [1]
+
+
 def test_object_of_an_older_schema(store: ResultStore) -> None:
     old = {"trial_id": ["old"], "attempt": pa.array([0], pa.int32()), "status": ["completed"], "dropped": [1]}
     store.write_bytes("trials/sweep=s1/old-0.parquet", parquet(pa.table(old)))

@@ -240,6 +240,12 @@ def test_the_setting_that_decides_is_found() -> None:
     assert all(0 <= r["low"] <= r["high"] <= 1 for r in found)
 
 
+def test_of_many_trials_a_random_part_is_asked() -> None:
+    """The points of a front are sorted by retention: the first ones of them tell another story."""
+    found = importances(front_of(make_sweep(700)))
+    assert [r for r in found if not r["low"] <= r["importance"] <= r["high"]] == []
+
+
 def test_a_setting_that_is_the_same_in_all_trials_decides_nothing() -> None:
     made = front_of(make_sweep(40))
     same = {"epochs": 3, "learning_rate": 2e-5}

@@ -78,7 +78,8 @@ def test_two_sentences_say_what_and_why(made: Front) -> None:
     assert text.endswith(".")
     assert "keeps 0.97" in text
     chance = f"{100 * (made.recommended.chance or 0):.0f} %"
-    assert f"(here {chance}, which leaves out that it was picked among many)" in text
+    told = "on pictures like those of validation, and leaving out that it was picked among many"
+    assert f"(here {chance}, {told})" in text
 
 
 def test_a_test_retention_below_the_bound_is_said() -> None:
