@@ -103,8 +103,8 @@ def recommendation(front: Front) -> str:
     return (
         f"trial {point.trial_id}, weights {point.variant}, the {front.words.best} point that keeps "
         f"{keep} with a chance of {SURE} or more (here {100 * (point.chance or 0):.0f} %, on pictures like "
-        "those of validation, and leaving out that it was picked among many). On test pictures, which chose nothing, its "
-        f"{goal} is {_tested(point, front.goal.name)} and its retention "
+        "those of validation, and leaving out that it was picked among many). On test pictures, which chose "
+        f"nothing, its {goal} is {_tested(point, front.goal.name)} and its retention "
         f"{_tested(point, 'retention')}{below}; {others} be told from it."
     )
 

@@ -43,6 +43,35 @@ def test_it_prints_progress_the_front_and_where_things_are(finished: tuple[Path,
     assert len(printed.splitlines()) < 80, "a wall of logs"
 
 
+def test_of_two_drivers_of_one_sweep_one_ends(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "sweeps/typo_sweep.py", "--results", str(tmp_path), "--name", "two", "--trials", "40",
+        "--train-pictures", "128", "--eval-pictures", "16", "--epochs", "4", "4", "--alphas", "0",
+        "--confirm", "0", "--baselines",
+    ]  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet) as first:
+        try:
+            while not list(tmp_path.glob("trials/sweep=two/00*.parquet")):
+                assert first.poll() is None
+                time.sleep(0.1)
+            second = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+            )
+            assert first.wait(timeout=300) in (0, 2)
+        finally:
+            first.kill()
+    said = second.stdout + second.stderr
+    assert "its last driver did not end in good order" in said
+    assert {first.returncode, second.returncode} != {0}, "they met, so one has ended"
+    assert "Traceback" not in said
+    if second.returncode == 2:
+        assert re.search("^error: another driver of sweep 'two' has begun trial 000", said, re.MULTILINE)
+    attempts = [path.stem for path in tmp_path.glob("started/sweep=two/*.json")]
+    rows = [path.stem for path in tmp_path.glob("trials/sweep=two/0*.parquet")]
+    assert set(rows) <= set(attempts)
+
+
 def test_every_trial_has_its_rows(finished: tuple[Path, str]) -> None:
     store = ResultStore(str(finished[0]))
     trials = store.trials("four").to_pylist()
