@@ -86,10 +86,11 @@ class TimedStore(SpooledStore):
         super().__init__(uri, report=report)
         self.seconds: list[float] = []
 
-    def _write(self, key: str, data: bytes) -> None:
+    def _now_or_later(self, key: str, data: bytes, now: Callable[[], bool | None]) -> bool | None:
         began = time.perf_counter()
-        super()._write(key, data)
+        taken = super()._now_or_later(key, data, now)
         self.seconds.append(time.perf_counter() - began)
+        return taken
 
 
 class TimedSearch(Search):
