@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
+import random
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
 
 from clippo.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+LONGEST_PAUSE = 10.0  # between two attempts [s]
+_EREMOTEIO = getattr(errno, "EREMOTEIO", errno.EIO)  # Linux has it
 
 
 def node_cache() -> Path:
@@ -103,6 +114,43 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no room ({said}); free some on its disk"
     return f"{kind}: {said}; check the path or URL, the space that is left, and the server"
+
+
+def passes(error: Exception) -> bool:
+    """Whether the same call may succeed a little later although nobody mends anything."""
+    kinds = {c.__name__ for c in type(error).__mro__}  # by name: a local store need not import botocore
+    if kinds & {"HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError",
+                "ResponseParserError", "TimeoutError", "FSTimeoutError", "ConnectionError"}:  # fmt: skip
+        return True
+    # What s3fs makes of 500, 503 and others, and what a network disk says.
+    return isinstance(error, OSError) and error.errno in (_EREMOTEIO, errno.EBUSY, errno.EIO, errno.ESTALE)
+
+
+def patiently(
+    call: Callable[[], Result],
+    patience: float,
+    *,
+    worth_another: Callable[[Exception], bool] = passes,
+    telling: Callable[[Exception], object] = str,
+) -> Result:
+    """What ``call`` returns; while it fails, it is called again for so long [s], and then its error raised.
+
+    Args:
+        worth_another: whether an error may be gone the next time; it may mend something.
+        telling: what the log is told of the first failure.
+    """
+    end, pause, told = time.monotonic() + patience, 0.5, False
+    while True:
+        try:
+            return call()
+        except Exception as error:  # each file system has exceptions of its own
+            if time.monotonic() + pause > end or not worth_another(error):
+                raise
+            if not told:
+                logger.warning("%s; trying again for %.0f s", telling(error), patience)
+                told = True
+        time.sleep(pause * random.uniform(0.5, 1.0))  # not all workers at the same moment
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _session() -> Any:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -170,10 +170,11 @@ def on_small_disk(disk: Path, *command: str) -> subprocess.CompletedProcess[str]
 
 @contextlib.contextmanager
 def running_sweep(
-    results: str | Path, until: Callable[[], bool], *flags: str
-) -> Iterator[subprocess.Popen[str]]:
+    results: str | Path, until: Callable[[], bool], *flags: str,
+    program: Sequence[str] = ("sweeps/typo_sweep.py",),
+) -> Iterator[subprocess.Popen[str]]:  # fmt: skip
     """A sweep that still runs when ``until`` comes true; dead, with its Ray, afterwards."""
-    command = [sys.executable, "sweeps/typo_sweep.py", *SMALL_SWEEP, "--results", str(results), *flags]
+    command = [sys.executable, *program, *SMALL_SWEEP, "--results", str(results), *flags]
     driver = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

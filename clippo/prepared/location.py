@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clippo.errors import ClippoError, ConfigError, DataError, StoreError
-from clippo.remote import client, connect, node_cache, reason
+from clippo.errors import ClippoError, ConfigError, DataError, ResourceError, StoreError
+from clippo.remote import client, connect, node_cache, patiently, reason
 
 DOWNLOADS = 8  # files that a node fetches at once
 OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR)
@@ -44,12 +44,15 @@ class Location:
         folder: folder of a machine that sets are memory-mapped from; None: each node's own (``node_cache``).
         shared: URL below which all nodes find them, such as ``s3://bucket/prefix/prepared``; None when the
             folder itself is the place.
+        patience: how long the shared place is tried again when it does not answer [s].
 
-    Its methods raise StoreError, in one line and without secrets, when a place cannot be used.
+    Its methods raise StoreError, in one line and without secrets, when a place cannot be used, and
+    ResourceError when this machine has no room for its copy.
     """
 
     folder: Path | None
     shared: str | None = None
+    patience: float = 0.0
 
     @property
     def cache(self) -> Path:
@@ -124,7 +127,8 @@ class Location:
         except (ValueError, ImportError) as error:
             raise ConfigError(f"{self.shared!r} is no place for prepared sets: {error}") from error
         with self.reporting(action, Exception):  # each file system has exceptions of its own
-            return use(fs, fs._strip_protocol(self.shared).rstrip("/"))
+            root = fs._strip_protocol(self.shared).rstrip("/")
+            return patiently(lambda: use(fs, root), self.patience, telling=reason)
 
     @contextmanager
     def reporting(self, action: str, kind: type[Exception] = OSError) -> Iterator[None]:
@@ -139,11 +143,12 @@ class Location:
                 raise self.unusable_cache(error) from None
             raise StoreError(f"cannot {action} {self}: {reason(error)}") from None
 
-    def unusable_cache(self, error: OSError) -> StoreError:
+    def unusable_cache(self, error: OSError) -> StoreError | ResourceError:
         """What is said when this machine cannot keep a set."""
-        remedy = "make room there" + (" or set CLIPPO_CACHE" if self.shared is not None else "")
-        where = f"{self.cache} of {socket.gethostname()}"
-        return StoreError(f"cannot write to {where}: {reason(error)}; {remedy}")
+        failure = f"cannot write to {self.cache} of {socket.gethostname()}: {reason(error)}; make room there"
+        if self.shared is None:
+            return StoreError(failure)
+        return ResourceError(f"{failure} or set CLIPPO_CACHE")  # the store itself may be well
 
 
 def fetch(digest: str, location: Location) -> Path:
@@ -154,7 +159,8 @@ def fetch(digest: str, location: Location) -> Path:
 
     Raises:
         DataError: there is no such finished set, or a file is not what the manifest says, twice in a row.
-        StoreError: the shared place cannot be read, or this machine cannot keep a copy.
+        StoreError: the shared place cannot be read.
+        ResourceError: this machine cannot keep a copy.
     """
     folder = location.cache / digest
     try:

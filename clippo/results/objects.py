@@ -7,14 +7,10 @@ atomic only where the store has such a thing, as local directories, AWS and Seaw
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import hashlib
-import logging
 import os
-import random
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,15 +22,12 @@ import fsspec.asyn
 from fsspec.implementations.local import LocalFileSystem
 
 from clippo.errors import ConfigError, StoreError
-from clippo.remote import connect, is_s3, reason, refuse_password
-
-logger = logging.getLogger(__name__)
+from clippo.remote import connect, is_s3, passes, patiently, reason, refuse_password
 
 Result = TypeVar("Result")
 
 MIN_FREE = 64 << 20  # a local store with less room [bytes] is refused before the first trial
 SLOWEST = 250_000  # an upload slower than this [bytes/s] counts as one that the server does not take
-LONGEST_PAUSE = 10.0  # between two attempts [s]
 
 
 class StoreUnavailableError(StoreError):
@@ -252,24 +245,21 @@ class Objects:
         fsspec.asyn.sync(self._fs.loop, limited)
 
     def _try(self, action: str, call: Callable[[], Result]) -> Result:
-        end, pause, told = time.monotonic() + self.patience, 0.5, False
-        while True:
-            try:
-                return call()
-            except Exception as error:  # each file system has exceptions of its own
-                passes = _passes(error)
-                kind = StoreUnavailableError if passes else StoreError
-                failure = kind(f"cannot {action} {self.uri}: {reason(error)}")
-            if time.monotonic() + pause > end:
-                # Without its cause, as that may show the request and whatever it was signed with.
-                raise failure from None
-            if not told:
-                logger.warning("%s; trying again for %.0f s", failure, self.patience)
-                told = True
-            time.sleep(pause * random.uniform(0.5, 1.0))  # not all workers at the same moment
-            pause = min(2 * pause, LONGEST_PAUSE)
-            if not passes:
+        def failure(error: Exception) -> StoreError:
+            kind = StoreUnavailableError if passes(error) else StoreError
+            return kind(f"cannot {action} {self.uri}: {reason(error)}")
+
+        def worth_another(error: Exception) -> bool:
+            if not passes(error):
                 self._connect()  # with credentials that were renewed meanwhile
+            return True
+
+        try:
+            return patiently(call, self.patience, worth_another=worth_another, telling=failure)
+        except Exception as error:  # each file system has exceptions of its own
+            failed = failure(error)
+        # Out here without cause and context, which may show the request and whatever it was signed with.
+        raise failed
 
 
 def write_whole(path: str | Path, data: bytes, *, create: bool = False) -> None:
@@ -313,16 +303,3 @@ def _taken(put: Callable[[], None]) -> bool:
             return False
         raise
     return True
-
-
-def _passes(error: Exception) -> bool:
-    """Whether the same call may succeed a little later although nobody mends anything."""
-    kinds = {c.__name__ for c in type(error).__mro__}  # by name: a local store need not import botocore
-    if kinds & {"HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError",
-                "ResponseParserError", "TimeoutError", "FSTimeoutError", "ConnectionError"}:  # fmt: skip
-        return True
-    # What s3fs makes of 500, 503 and others, and what a network disk says.
-    return isinstance(error, OSError) and error.errno in (_EREMOTEIO, errno.EBUSY, errno.EIO, errno.ESTALE)
-
-
-_EREMOTEIO = getattr(errno, "EREMOTEIO", errno.EIO)  # Linux has it

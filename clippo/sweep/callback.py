@@ -15,7 +15,7 @@ from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import TrialRows, device_s
 from clippo.sweep.scheduler import Decision
 from clippo.sweep.search import Numbers, Score
-from clippo.train.loop import FAILURE
+from clippo.train.loop import FAILURE, UNFINISHED
 from clippo.train.ray_train import LOST
 
 OnEnd = Callable[[str, float, "Numbers | None", list[Counts]], None]
@@ -27,6 +27,10 @@ class SweepCallback(tune.Callback):
     Args:
         on_end: called with id, device time [s], numbers (None: failed) and last counts of each trial that has
             ended, when its rows are kept.
+
+    Attributes:
+        unfinished: what the result store said to trials that could not use it, by our id. They have no rows,
+            so that they go on when the sweep is resumed.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class SweepCallback(tune.Callback):
         self._began: dict[str, float] = {}
         self._restarts: dict[str, int] = {}
         self._lost: dict[str, int] = {}  # since the last restart
+        self.unfinished: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore them; a sweep is resumed from its tables instead
@@ -66,6 +71,9 @@ class SweepCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}
+        if UNFINISHED in result:
+            self.unfinished[trial.config["trial_id"]] = result[UNFINISHED]
+            return
         numbers = self._score(result)
         failure = None if numbers is not None else str(result.get(FAILURE, "it ended without a report"))
         self._finish(trial, failure, numbers)

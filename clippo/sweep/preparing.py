@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from clippo.config import SweepConfig
 from clippo.prepared import Location, prepare
 from clippo.results import ResultStore
+from clippo.results.spooled import WORKER_PATIENCE
 from clippo.train.ray_train import Shared
 
 
@@ -42,4 +43,4 @@ def location_of(store: ResultStore) -> Location:
     """Where prepared sets are kept: in a local store, else in the store and, mapped, in each node's cache."""
     if "://" not in store.uri:
         return Location(Path(store.uri) / "prepared")
-    return Location(None, f"{store.uri}/prepared")
+    return Location(None, f"{store.uri}/prepared", patience=WORKER_PATIENCE)

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from clippo.config import SearchConfig
 from clippo.evaluate.objectives import Objectives
 from clippo.sweep.space import distributions, draw, params_of
-from clippo.train.loop import FAILURE
+from clippo.train.loop import FAILURE, UNFINISHED
 
 GP_SETTINGS = 100
 """With so many finished settings a Gaussian process takes 0.7 s to propose the next, TPE 0.006 s; with 1,000
@@ -197,7 +197,7 @@ class Search(Searcher):
     ) -> None:
         """Tells Optuna what a setting reached, once all of its trials have ended."""
         number = self._running.pop(trial_id, None)
-        if number is None:
+        if number is None or UNFINISHED in (result or {}):
             return
         numbers = None if error else self._score(result or {})
         # Where its process dies, Ray has no result; the rows say more.

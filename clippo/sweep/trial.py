@@ -17,7 +17,7 @@ from clippo.results.checkpoints import StoreCheckpoints, checkpoint_folder
 from clippo.sweep.contenders import Contenders
 from clippo.train import TrialSettings
 from clippo.train.logs import log_as
-from clippo.train.loop import FAILURE
+from clippo.train.loop import FAILURE, UNFINISHED
 from clippo.train.ray_train import Job, Shared, run_trial
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 def tune_trial(
     config: dict[str, Any], *, sweep: SweepConfig, store: ResultStore, shared: Shared, contenders: Contenders
 ) -> None:
-    """What Ray Tune calls. It never raises: a trial that fails reports why, and the sweep goes on."""
+    """What Ray Tune calls. It never raises: a trial that fails reports why, and the sweep goes on.
+
+    That the result store was away for too long says nothing of the settings, and is reported apart.
+    """
     trial_id: str = config["trial_id"]
     name = f"{sweep.name}-{trial_id}-{config['attempt']}"
     log_as(name)
@@ -49,9 +52,17 @@ def tune_trial(
             storage=str(Path(tempfile.gettempdir()) / "clippo-train"),
         )
     except Exception as error:
-        # Ray wraps what a worker raised; the reason is at the bottom.
         logger.exception("trial %s failed", trial_id)
-        ray.tune.report({FAILURE: failure_reason(error, sweep)})
+        ray.tune.report(
+            {UNFINISHED: away} if (away := store_failure(error)) else {FAILURE: failure_reason(error, sweep)}
+        )
+
+
+def store_failure(error: BaseException) -> str:
+    """What the result store said, where it is why a trial could not go on; else empty."""
+    # Ray wraps what a worker raised.
+    found = [cause for cause in (error, *_causes(error)) if isinstance(cause, StoreError)]
+    return str(found[-1]) if found else ""
 
 
 def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
@@ -70,7 +81,7 @@ def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
                 f"a worker process gave no sign for {sweep.worker_timeout:g} s, again and again; look at its "
                 "machine, or raise worker_timeout"
             )
-        if isinstance(cause, ClippoError) and not isinstance(cause, StoreError):
+        if isinstance(cause, ClippoError):
             return str(cause)
     cause = chain[-1]
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"[

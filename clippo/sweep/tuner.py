@@ -262,7 +262,7 @@ class _Sweep:
             known=self._known,
             exhausted=budget.exhausted,
             was_stopped=scheduler.stopped.__contains__ if scheduler else lambda trial_id: False,
-            on_start=partial(self._store.write_started, config.name),
+            on_start=partial(self._note_start, callback),
             context=lambda trial_id: {"rivals": self._contenders.rivals if trial_id.isdigit() else None},
             on_told=mirror.told if mirror else lambda trial: None,
         )
@@ -277,6 +277,7 @@ class _Sweep:
         if not missing:
             return
         config = confirm.with_workers(self._config)
+        callback = SweepCallback(TrialRows(config, self._store, self._prepared), self._score, view)
         again = [p for p in missing if p.trial_id in started]
         search = Search(
             dataclasses.replace(config.search, trials=1),
@@ -284,11 +285,21 @@ class _Sweep:
             self._objectives,
             unfinished=again,
             others=[p for p in missing if p not in again],
-            on_start=partial(self._store.write_started, config.name),
+            on_start=partial(self._note_start, callback),
             exhausted=lambda: "only the settings of the front",
         )
-        rows = TrialRows(config, self._store, self._prepared)
-        self._tune(config, search, SweepCallback(rows, self._score, view))
+        self._tune(config, search, callback)
+
+    def _note_start(
+        self, callback: SweepCallback, trial_id: str, attempt: int, settings: dict[str, Any]
+    ) -> None:
+        """Notes that a trial has begun; none does any more once the store was away from one for too long.
+
+        Raises:
+            StoreError: it was; or another driver has begun this trial.
+        """
+        _refuse_unfinished(callback)
+        self._store.write_started(self._config.name, trial_id, attempt, settings)
 
     def _score(self, report: Mapping[str, Any]) -> Numbers | None:
         return self._scorer.of_report(report, self._reference)
@@ -359,6 +370,7 @@ class _Sweep:
             finally:
                 for watcher in self._watchers:
                     watcher.close()
+        _refuse_unfinished(callback)  # of the last trials
 
     def _say(self, line: str) -> None:
         _say(self._console, line)
@@ -367,6 +379,14 @@ class _Sweep:
 def _say(console: Console, line: str | Text) -> None:
     """Prints a line as it is: in a plain string rich would read brackets of a path as styles."""
     console.print(Text(line) if isinstance(line, str) else line, soft_wrap=True)
+
+
+def _refuse_unfinished(callback: SweepCallback) -> None:
+    for trial_id, said in callback.unfinished.items():
+        raise StoreError(
+            f"trial {trial_id} could not use the result store: {said}; what has ended is kept, and the same "
+            "command goes on with the rest"
+        )
 
 
 def _in_search(trial_id: str) -> bool:

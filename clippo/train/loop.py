@@ -44,6 +44,9 @@ AGAIN = "again"
 FAILURE = "failure"
 """Key of a report that says why a trial failed."""
 
+UNFINISHED = "unfinished"
+"""Key of a report that says why a trial could not go on, where that says nothing of its settings."""
+
 
 class _Tuning:
     """A policy that is tuned, on all pairs or without those of a fold."""

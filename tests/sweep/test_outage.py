@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 
 from clippo.results import ResultStore
-from tests.conftest import running_sweep
+from tests.conftest import running_sweep, sweep
 from tests.results.server import OwnS3Server
 
 pytestmark = pytest.mark.timeout(600)
 
 OUTAGE = 30.0  # how long the server does not answer, and how long it is gone [s]
 TRIALS = 8
+IMPATIENT = """
+import runpy, sys
+from clippo.results import spooled
+spooled.WORKER_PATIENCE = 3.0  # trials get it with the store, which the driver hands to them
+sys.argv[0] = "sweeps/typo_sweep.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -83,3 +90,33 @@ def test_a_sweep_outlives_its_store(
     kept += [path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert len(kept) > 40
     assert not [secret for secret in secrets for data in (*kept, (out + err).encode()) if secret in data]
+
+
+def test_a_trial_whose_store_stays_away_is_not_lost(
+    server: OwnS3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "cache"))
+    fs, root = server.filesystem(), f"{server.bucket}/outage"
+    flags = ["--name", "away", "--search.epochs", "4", "4", "--search.trials", "2", "--search.concurrency", "1"]
+
+    def first_trial_runs() -> bool:
+        return bool(fs.find(f"{root}/checkpoints/sweep=away/00000"))
+
+    with running_sweep(f"s3://{root}", first_trial_runs, *flags, program=("-c", IMPATIENT)) as driver:
+        server.kill()
+        out, err = driver.communicate(timeout=200)
+    assert driver.returncode == 2, out + err
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "trial 00000 could not use the result store: cannot " in line, err
+    assert "the same command goes on" in line
+    assert server.secret not in out + err
+
+    server.start()
+    server.wait()
+    again = sweep("--results", f"s3://{root}", *flags)
+    assert again.returncode == 0, again.stdout + again.stderr
+    rows = ResultStore(f"s3://{root}", patience=30).trials("away").to_pylist()
+    assert {r["trial_id"] for r in rows} == {"reference", "cross_entropy", "00000", "00001"}
+    assert {r["status"] for r in rows} == {"completed"}
+    (first,) = (r for r in rows if r["trial_id"] == "00000")
+    assert first["attempt"] == 1, "it went on"
