@@ -97,7 +97,17 @@ def test_a_trial_whose_store_stays_away_is_not_lost(
 ) -> None:
     monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "cache"))
     fs, root = server.filesystem(), f"{server.bucket}/outage"
-    flags = ["--name", "away", "--search.epochs", "4", "4", "--search.trials", "2", "--search.concurrency", "1"]
+    flags = [
+        "--name",
+        "away",
+        "--search.epochs",
+        "4",
+        "4",
+        "--search.trials",
+        "2",
+        "--search.concurrency",
+        "1",
+    ]
 
     def first_trial_runs() -> bool:
         return bool(fs.find(f"{root}/checkpoints/sweep=away/00000"))
