@@ -7,6 +7,7 @@ leaves of its Ray is still there when the same command begins anew.
 
 import itertools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -97,7 +98,10 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
                 time.sleep(0.02)
             # Not always just after a row; before the first one and in the last trial there is more to see.
             time.sleep(within * (10.0 if there in (0, len(ALL) - 1) else 0.5))
-            driver.send_signal(signal.Signals[how])
+            if how == "SIGINT":  # a terminal sends it to all of its processes
+                os.killpg(driver.pid, signal.SIGINT)
+            else:
+                driver.send_signal(signal.Signals[how])
             status = driver.wait(timeout=200)
         finally:
             driver.kill()

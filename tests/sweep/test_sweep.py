@@ -201,7 +201,7 @@ def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
         return bool(list(tmp_path.glob("trials/*/0*.parquet")))
 
     with running_sweep(tmp_path, a_trial_is_written, "--name", "stopped") as driver:
-        driver.send_signal(signal.SIGINT)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         out, err = driver.communicate(timeout=100)
     assert driver.returncode == 130, out + err
     assert "Pareto front of stopped" in out
@@ -522,9 +522,9 @@ def test_interrupted_twice_it_is_gone_at_once(tmp_path: Path) -> None:
         return bool(list(tmp_path.glob("started/*/*.json")))
 
     with running_sweep(tmp_path, it_searches, "--name", "twice") as driver:
-        driver.send_signal(signal.SIGINT)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         time.sleep(0.3)
-        driver.send_signal(signal.SIGINT)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         began = time.monotonic()
         out, err = driver.communicate(timeout=100)
         assert time.monotonic() - began < 2
