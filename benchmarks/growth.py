@@ -126,13 +126,14 @@ def _anonymous(pid: int) -> int:
 
 
 def main(
-    *, sizes: tuple[int, ...] = SIZES, trainable: str = "last:1", workers: int = 1, threads: int = 2,
-    smoke: bool = False, results: Path = RESULTS, one: int = 0, folder: Path = Path(),
+    *, sizes: tuple[int, ...] = SIZES, rounds: int = 5, trainable: str = "last:1", workers: int = 1,
+    threads: int = 2, smoke: bool = False, results: Path = RESULTS, one: int = 0, folder: Path = Path(),
 ) -> None:  # fmt: skip
     """Builds prepared sets of growing size and trains an epoch on each.
 
     Args:
         sizes: pictures, and pairs [count].
+        rounds: how often every size is measured, one size after another [count].
         trainable: image, last:K or transform, of the bundled model.
         workers: processes that build; more than 1 are workers of Ray [count].
         threads: threads of torch in the epoch [count].
@@ -145,23 +146,28 @@ def main(
         print(json.dumps(measure(one, trainable, workers, threads, folder)))
         return
     if smoke:
-        sizes, threads = (32, 64), 1
+        sizes, rounds, threads = (32, 64), 1, 1
     console, load_before = the_console(), load()
     torch.set_num_threads(threads)
-    measured = []
-    for size in sizes:
-        measured.append(_in_a_process(size, trainable, workers, threads))
-        console.print("  ".join(f"{n} {v:.4g}" for n, v in measured[-1].items()), highlight=False)
+    measured: list[list[dict[str, float]]] = []  # of each round, by size
+    for _ in range(rounds):
+        measured.append([])
+        for size in sizes:
+            measured[-1].append(found := _in_a_process(size, trainable, workers, threads))
+            console.print("  ".join(f"{n} {v:.4g}" for n, v in found.items()), highlight=False)
+    flat = [{"round": n, **row} for n, rows in enumerate(measured, 1) for row in rows]
     path = results_folder(results, smoke)
     with (path / "growth.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(measured[0]))
+        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
         writer.writeheader()
-        writer.writerows(measured)
-    save_chart(chart(measured), str(path / "growth.png"))
+        writer.writerows(flat)
+    save_chart(chart(medians(measured)), str(path / "growth.png"))
     finish(
         "growth", lines_of(measured), path, console,
-        settings={"sizes": sizes, "trainable": trainable, "workers": workers, "threads": threads},
-        load_before=load_before, measured=measured,
+        settings={
+            "sizes": sizes, "rounds": rounds, "trainable": trainable, "workers": workers, "threads": threads,
+        },
+        load_before=load_before, measured=flat,
     )  # fmt: skip
 
 
@@ -177,30 +183,38 @@ def _in_a_process(size: int, trainable: str, workers: int, threads: int) -> dict
     return found
 
 
-def lines_of(measured: Sequence[dict[str, float]]) -> list[Line]:
-    """The growth from the smallest to the largest size.
+def medians(measured: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
+    """Of each size the medians of all rounds."""
+    return [
+        {key: Spread.of([row[key] for row in rows]).median for key in rows[0]}
+        for rows in zip(*measured, strict=True)
+    ]
+
+
+def lines_of(measured: Sequence[Sequence[dict[str, float]]]) -> list[Line]:
+    """The growth from the smallest to the largest size, of each round.
 
     Time: seconds a picture at the largest size over those at the second smallest, since at the smallest what
     is done once still counts; and the exponent of pictures between them. Memory: largest over smallest.
     """
     lines = []
-    sizes = np.array([m["pictures"] for m in measured])
+    sizes = np.array([row["pictures"] for row in measured[0]])
+    base = 1 if len(sizes) > 2 else 0
     for name, key in (("building", "build_s"), ("an epoch", "epoch_s")):
-        seconds = np.array([m[key] for m in measured])
-        each = seconds / sizes
-        base = 1 if len(sizes) > 2 else 0
+        seconds_RS = np.array([[row[key] for row in rows] for rows in measured])
+        each_RS = seconds_RS / sizes
         grown = f"{name}: seconds a picture, {sizes[-1]:,} over {sizes[base]:,} pictures"
-        exponent = float(np.polyfit(np.log(sizes[base:]), np.log(seconds[base:]), 1)[0])
+        exponents = [float(np.polyfit(np.log(sizes[base:]), np.log(s[base:]), 1)[0]) for s in seconds_RS]
         lines += [
-            Line(grown, Spread.of([float(each[-1] / each[base])]), "x", LINEAR_GOAL, at_least=False),
-            Line(f"{name}: exponent of pictures, from {sizes[base]:,} on", Spread.of([exponent]), ""),
-            Line(f"{name}: of 1,000 pictures, at {sizes[-1]:,}", Spread.of([float(1000 * each[-1])]), "s"),
+            Line(grown, Spread.of(list(each_RS[:, -1] / each_RS[:, base])), "x", LINEAR_GOAL, at_least=False),
+            Line(f"{name}: exponent of pictures, from {sizes[base]:,} on", Spread.of(exponents), ""),
+            Line(f"{name}: of 1,000 pictures, at {sizes[-1]:,}", Spread.of(list(1000 * each_RS[:, -1])), "s"),
         ]
     for name, key in (("building", "build_peak_mib"), ("an epoch", "epoch_peak_mib")):
-        ratio = Spread.of([measured[-1][key] / measured[0][key]])
+        ratio = Spread.of([rows[-1][key] / rows[0][key] for rows in measured])
         what = f"{name}: peak memory, {sizes[-1]:,} over {sizes[0]:,} pictures"
         lines.append(Line(what, ratio, "x", MEMORY_GOAL, at_least=False))
-        lines.append(Line(f"{name}: peak memory", Spread.of([measured[-1][key]]), "MiB"))
+        lines.append(Line(f"{name}: peak memory", Spread.of([rows[-1][key] for rows in measured]), "MiB"))
     return lines
 
 

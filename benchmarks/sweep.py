@@ -72,72 +72,80 @@ def _epochs(rows: Sequence[dict[str, Any]]) -> int:
     return sum(row["epochs"] for row in rows)
 
 
-def main(*, trials: int = 16, smoke: bool = False, results: Path = RESULTS) -> None:
+def main(*, trials: int = 16, rounds: int = 5, smoke: bool = False, results: Path = RESULTS) -> None:
     """Times two sweeps of the same settings.
 
     Args:
         trials: settings that are tried [count].
+        rounds: how often both sides run, one after the other [count].
         smoke: tiny, to see that the program works.
         results: folder of the JSON.
     """
     data, train, search = DataConfig(), TrainConfig(), SearchConfig()
     pictures, eval_pictures, epochs = data.train_pictures, data.eval_pictures, search.epochs
     if smoke:
-        trials, pictures, eval_pictures, epochs = 1, 64, 8, (1, 1)
+        trials, rounds, pictures, eval_pictures, epochs = 1, 1, 64, 8, (1, 1)
     console, load_before = the_console(), load()
     torch.set_num_threads(1)  # as both sides do; the JSON says so
+    ours: list[dict[str, Any]] = []  # every trial of every round
+    theirs: list[dict[str, Any]] = []
+    our_seconds, their_seconds, our_epochs = list[float](), list[float](), list[int]()
     with tempfile.TemporaryDirectory(prefix="clippo-benchmark-") as temporary:
         folder = Path(temporary)
 
-        def ours(number: int, *more: str) -> float:
+        def sweep(name: str, *more: str) -> tuple[float, list[dict[str, Any]]]:
             flags = {
-                "--name": NAME, "--results": folder / f"ours-{number}", "--search.trials": trials,
+                "--name": NAME, "--results": folder / name, "--search.trials": trials,
                 "--data.train-pictures": pictures, "--data.eval-pictures": eval_pictures,
             }  # fmt: skip
             command = ["sweeps/typo_sweep.py", *(str(word) for flag in flags.items() for word in flag)]
             # Neither baselines nor confirmation: the other side has none.
             command += ["--search.epochs", *map(str, epochs), "--search.confirm", "0", "--search.baselines"]
-            command += more
-            seconds = run(command, folder / f"ours-{number}.log")
+            seconds = run([*command, *more], folder / f"{name}.log")
             console.print(f"clippo, {trials} trials: {seconds:.1f} s", highlight=False)
-            return seconds
+            return seconds, finished(folder / name)
 
-        our_seconds = ours(0)
-        rows = finished(folder / "ours-0")
-        settings, report = folder / "settings.json", folder / "report.json"
-        settings.write_text(json.dumps([{k: row[k] for k in SETTINGS} for row in rows]))
-        flags = {
-            "--report": report, "--concurrency": search.concurrency, "--train-pictures": pictures,
-            "--eval-pictures": eval_pictures, "--batch-size": train.batch_size,
-        }  # fmt: skip
-        command = ["-m", "benchmarks.published_sweep", str(settings)]
-        command += [str(word) for flag in flags.items() for word in flag]
-        published_seconds = run(command, folder / "published.log")
-        console.print(f"published, {trials} trials: {published_seconds:.1f} s", highlight=False)
-        published = json.loads(report.read_text())
+        for number in range(rounds):
+            seconds, rows = sweep(f"round-{number}")
+            our_seconds.append(seconds)
+            our_epochs.append(_epochs(rows))
+            settings, report = folder / "settings.json", folder / "report.json"
+            settings.write_text(json.dumps([{k: row[k] for k in SETTINGS} for row in rows]))
+            flags = {
+                "--report": report, "--concurrency": search.concurrency, "--train-pictures": pictures,
+                "--eval-pictures": eval_pictures, "--batch-size": train.batch_size,
+            }  # fmt: skip
+            command = ["-m", "benchmarks.published_sweep", str(settings)]
+            command += [str(word) for flag in flags.items() for word in flag]
+            their_seconds.append(run(command, folder / "published.log"))
+            console.print(f"published, {trials} trials: {their_seconds[-1]:.1f} s", highlight=False)
+            published = json.loads(report.read_text())
+            assert [p["settings"] for p in published] == [{k: row[k] for k in SETTINGS} for row in rows]
+            ours += rows
+            theirs += published
         without: list[Line] = []
         if not smoke:
-            seconds = ours(1, "--train.alphas")  # none
-            name = f"clippo without the curve: whole sweep, {_epochs(finished(folder / 'ours-1'))} epochs"
-            without.append(Line(f"published / {name}", Spread.of([published_seconds / seconds]), "x"))
+            seconds, rows = sweep("without", "--train.alphas")  # none
+            name = f"clippo without the curve: whole sweep, {_epochs(rows)} epochs"
+            without.append(Line(f"published / {name}", Spread.of([their_seconds[-1] / seconds]), "x"))
             without.append(Line(name, Spread.of([seconds]), "s"))
-    assert [p["settings"] for p in published] == [{k: row[k] for k in SETTINGS} for row in rows]
-    each = ratios([p["wall_s"] for p in published], [row["wall_s"] for row in rows])
+    trained = f"{min(our_epochs)} to {max(our_epochs)} epochs" if rounds > 1 else f"{our_epochs[0]} epochs"
+    each = ratios([p["wall_s"] for p in theirs], [row["wall_s"] for row in ours])
     lines = [
-        Line("published / clippo: whole sweep", Spread.of([published_seconds / our_seconds]), "x", GOAL),
+        Line("published / clippo: whole sweep", Spread.of(ratios(their_seconds, our_seconds)), "x", GOAL),
         Line("published / clippo: a trial, without start of Ray and preparing", Spread.of(each), "x"),
-        Line(f"clippo: whole sweep, {_epochs(rows)} epochs", Spread.of([our_seconds]), "s"),
-        Line(f"published: whole sweep, {_epochs(rows)} epochs", Spread.of([published_seconds]), "s"),
+        Line(f"clippo: whole sweep, {trained}", Spread.of(our_seconds), "s"),
+        Line(f"published: whole sweep, {trained}", Spread.of(their_seconds), "s"),
         *without,
     ]
     finish(
         "sweep", lines, results_folder(results, smoke), console,
         settings={
-            "trials": trials, "train_pictures": pictures, "eval_pictures": eval_pictures, "epochs": epochs,
-            "concurrency": search.concurrency, "batch_size": train.batch_size,
+            "trials": trials, "rounds": rounds, "train_pictures": pictures, "eval_pictures": eval_pictures,
+            "epochs": epochs, "concurrency": search.concurrency, "batch_size": train.batch_size,
         },
-        load_before=load_before, published=published,
-        clippo=[{"wall_s": r["wall_s"], "precision": r["precision"]} for r in rows],
+        load_before=load_before, published=theirs,
+        clippo=[{"wall_s": r["wall_s"], "precision": r["precision"]} for r in ours],
     )  # fmt: skip
 
 

@@ -133,12 +133,13 @@ def test_growth_tells_linear_from_quadratic() -> None:
     def of(lines: list[Line], what: str) -> float:
         return next(line.value.median for line in lines if line.what.startswith(what))
 
-    linear, quadratic = lines_of(measured(1)), lines_of(measured(2))
+    linear, quadratic = lines_of([measured(1)]), lines_of([measured(2), measured(2.1), measured(1)])
     assert of(linear, "building: seconds a picture") == pytest.approx(1)
     assert of(linear, "building: exponent") == pytest.approx(1)
     assert of(quadratic, "building: seconds a picture") == pytest.approx(10)
     assert of(quadratic, "an epoch: exponent") == pytest.approx(2)
     assert of(quadratic, "building: peak memory") == 1
+    assert {line.value.n for line in quadratic} == {3}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
