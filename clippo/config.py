@@ -40,8 +40,8 @@ class DataConfig:
     """The labelled pictures, their attacked twins, and how many of each."""
 
     source: str = "demo"
-    """demo (the bundled pictures), folder:PATH, table:PATH (CSV or Parquet), webdataset:PATH (each local or
-    s3://) or torchvision:NAME:PATH (local)."""
+    """demo (the bundled pictures), folder:PATH, table:PATH (CSV or Parquet), webdataset:PATH or
+    torchvision:NAME:PATH, each local or s3://."""
     class_names: str = ""
     """Readable names of the source's classes: a file (a name a line in the order of the classes, or CSV or
     JSON from class to name), or imagenet for classes 0 to 999; WordNet ids (n01440764) need neither."""

@@ -7,12 +7,14 @@ instance.
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +34,15 @@ _EREMOTEIO = getattr(errno, "EREMOTEIO", errno.EIO)  # Linux has it
 def node_cache() -> Path:
     """The folder in which this machine keeps what it can get again: CLIPPO_CACHE, or the user's."""
     return Path(os.environ.get("CLIPPO_CACHE") or Path.home() / ".cache" / "clippo").expanduser()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process of this machine at a time pass; the system frees the lock of a dead one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def is_s3(url: str) -> bool:

@@ -73,6 +73,13 @@ def open_file(path: str) -> BinaryIO:
     return _filesystem(path).open(path, block_size=8 << 20) if is_remote(path) else open(_local(path), "rb")
 
 
+def chunks(path: str) -> Iterator[bytes]:
+    """A file's bytes in order, some megabytes at a time; raises what :func:`read` does."""
+    with reading(path), open_file(path) as file:
+        while chunk := file.read(8 << 20):
+            yield chunk
+
+
 def stamp(path: str) -> str:
     """The stamp of a file on local disk; empty if there is none."""
     try:

@@ -12,7 +12,6 @@ that is killed leaves nothing that a reader could mistake for finished.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clippo.errors import ClippoError, ConfigError, DataError, ResourceError, StoreError
-from clippo.remote import client, connect, node_cache, patiently, reason
+from clippo.remote import client, connect, locked, node_cache, patiently, reason
 
 DOWNLOADS = 8  # files that a node fetches at once
 OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR)
@@ -249,15 +248,6 @@ def remove_stale(folder: Path) -> None:
             with suppress(FileNotFoundError):  # its writer is alive after all, or somebody else removes it
                 if time.time() - path.stat().st_mtime > STALE:
                     path.unlink()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Lets one process of this machine at a time pass; the system frees the lock of a dead one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_temporary(key: str) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor
 from clippo.config import digest
 from clippo.model import ClipModel
 from clippo.prepared.build import weights_digest
-from clippo.prepared.location import Location, locked, whole_file
+from clippo.prepared.location import Location, whole_file
+from clippo.remote import locked
 
 BATCH = 512  # prompts that are embedded together
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from clippo.data import local_copy as local_copy_module
 from clippo.data.datasets import SPLITS, ImageSource, LabelledImage, open_source
 from clippo.errors import ClippoError, ConfigError, DataError
 from tests.conftest import S3Server
@@ -563,14 +564,20 @@ def test_shards_that_cannot_be_used(disk: Place, content: bytes, complaint: str)
 # ---- torchvision
 
 
-def test_oxford_pets_as_torchvision_lays_them_out(disk: Place) -> None:
+def oxford_pets(place: Place) -> dict[str, bytes]:
+    """Nine pictures of each of four breeds; the last three are for testing."""
     breeds = ["Abyssinian", "american_bulldog", "Bengal", "boxer"]
     for split, numbers in (("trainval", range(1, 7)), ("test", range(7, 10))):
         lines = [f"{breed}_{i} {c + 1} 1 1" for c, breed in enumerate(breeds) for i in numbers]
-        disk.write(f"oxford-iiit-pet/annotations/{split}.txt", "\n".join(lines).encode())
+        place.write(f"oxford-iiit-pet/annotations/{split}.txt", "\n".join(lines).encode())
     images = {f"{breed}_{i}.jpg": png(100 * c + i) for c, breed in enumerate(breeds) for i in range(1, 10)}
-    disk.fill({f"oxford-iiit-pet/images/{name}": data for name, data in images.items()})
-    source = open_source(f"torchvision:OxfordIIITPet:{disk.uri}", seed=0)
+    place.fill({f"oxford-iiit-pet/images/{name}": data for name, data in images.items()})
+    return images
+
+
+def test_oxford_pets_as_torchvision_lays_them_out(place: Place) -> None:
+    images = oxford_pets(place)
+    source = open_source(f"torchvision:OxfordIIITPet:{place.uri}", seed=0)
     assert source.classes == ("Abyssinian", "American Bulldog", "Bengal", "Boxer")
     found = contents(source)
     assert {key.rpartition("/")[2]: c[1:] for key, c in found.items()} == {
@@ -586,23 +593,24 @@ def test_oxford_pets_as_torchvision_lays_them_out(disk: Place) -> None:
     }
 
 
-def test_arrays_of_fashion_mnist(disk: Place) -> None:
+def test_arrays_of_fashion_mnist(place: Place) -> None:
     def idx(array: np.ndarray) -> bytes:
         return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
 
     for split, n in (("train", 30), ("t10k", 20)):
         pictures = np.arange(n, dtype=np.uint8).repeat(28 * 28).reshape(n, 28, 28)
-        disk.write(f"FashionMNIST/raw/{split}-images-idx3-ubyte", idx(pictures))
-        disk.write(f"FashionMNIST/raw/{split}-labels-idx1-ubyte", idx(np.arange(n, dtype=np.uint8) % 10))
-    source = open_source(f"torchvision:FashionMNIST:{disk.uri}", seed=0)
+        place.write(f"FashionMNIST/raw/{split}-images-idx3-ubyte", idx(pictures))
+        place.write(f"FashionMNIST/raw/{split}-labels-idx1-ubyte", idx(np.arange(n, dtype=np.uint8) % 10))
+    source = open_source(f"torchvision:FashionMNIST:{place.uri}", seed=0)
     assert source.classes[:2] == ("Ankle boot", "Bag")
     found = contents(source)
     assert len(found) == 50
     assert found["test/13"] == ("Dress", 13, 13)
     assert {key.split("/")[0] for key, split in splits(source).items() if split == "test"} == {"test"}
-    disk.write("FashionMNIST/raw/train-images-idx3-ubyte", idx(np.ones((30, 28, 28), np.uint8)))
-    changed = open_source(f"torchvision:FashionMNIST:{disk.uri}", seed=0)
+    place.write("FashionMNIST/raw/train-images-idx3-ubyte", idx(np.ones((30, 28, 28), np.uint8)))
+    changed = open_source(f"torchvision:FashionMNIST:{place.uri}", seed=0)
     assert changed.fingerprint != source.fingerprint
+    assert contents(changed)["train/13"] == ("Dress", 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -665,9 +673,8 @@ def test_dtd_has_three_splits_of_its_own(disk: Place) -> None:
     [
         ("Food102:/x", "near are Food101"),
         ("CocoDetection:/x", "no such data set with classes"),
-        ("Food101:/nowhere", "no such folder on local disk"),
-        ("Food101:s3://bucket/x", "no such folder on local disk"),
-        ("Food101", "no such folder on local disk"),
+        ("Food101:/nowhere", "there is no such folder"),
+        ("Food101", "there is no such folder"),
         ("Food101:{here}", r"torchvision.datasets.Food101\('{here}', download=True\)"),
         ("CIFAR10:{here}", r"not in {here} .*torchvision.datasets.CIFAR10\('{here}', download=True\)"),
         ("ImageNet:{here}", "documentation of ImageNet"),
@@ -677,6 +684,93 @@ def test_torchvision_sets_that_are_not_there(tmp_path: Path, argument: str, comp
     here = str(tmp_path)
     with pytest.raises(ConfigError, match=complaint.replace("{here}", here)) as caught:
         open_source(f"torchvision:{argument.replace('{here}', here)}", seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_torchvision_sets_that_are_not_in_a_store(bucket: Place, cache: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder or file: s3://"):
+        open_source(f"torchvision:CIFAR10:{bucket.uri}", seed=0)
+    bucket.write("something/else", b"")
+    with pytest.raises(ConfigError, match=r"'FOLDER', download=True.* and copy FOLDER to s3://") as caught:
+        open_source(f"torchvision:CIFAR10:{bucket.uri}", seed=0)
+    assert "\n" not in str(caught.value)
+    assert str(cache) not in str(caught.value)
+
+
+ON_A_NODE = """
+import json, sys
+from clippo.data.datasets import open_source
+source = open_source(sys.argv[1], seed=0)
+chosen = [[p.key, p.label] for p in source.pictures("train", range(4), 10)]
+print(json.dumps([source.fingerprint, source.classes, chosen]))
+"""
+
+
+def test_every_node_copies_a_torchvision_set_once_and_says_the_same_of_it(
+    bucket: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = oxford_pets(bucket)
+    spec, nodes = f"torchvision:OxfordIIITPet:{bucket.uri}", [tmp_path / "first", tmp_path / "second"]
+    running = [  # two processes on the second node, both at once
+        subprocess.Popen(
+            [sys.executable, "-c", ON_A_NODE, spec],
+            env=os.environ | {"CLIPPO_CACHE": str(nodes[1])}, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    monkeypatch.setenv("CLIPPO_CACHE", str(nodes[0]))
+    source = open_source(spec, seed=0)
+    chosen = [[p.key, p.label] for p in source.pictures("train", range(4), 10)]
+    for process in running:
+        said = json.loads(process.communicate()[0])
+        assert said == [source.fingerprint, list(source.classes), chosen]
+        assert process.returncode == 0
+    for node in nodes:
+        [copy] = (path for path in (node / "copies").iterdir() if path.is_dir())
+        copied = {path.name: path.read_bytes() for path in copy.rglob("*.jpg")}
+        assert copied == images
+        assert not copy.name.startswith(".")
+
+
+def test_a_copy_that_was_cut_off_or_is_of_another_state_is_not_read(
+    bucket: Place, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = oxford_pets(bucket)
+    spec = f"torchvision:OxfordIIITPet:{bucket.uri}"
+    whole = local_copy_module.chunks
+
+    def cut_off(path: str) -> Iterator[bytes]:
+        yield b"half a picture"
+        raise ConfigError("the node went down")
+
+    monkeypatch.setattr(local_copy_module, "chunks", cut_off)
+    with pytest.raises(ConfigError, match="went down"):
+        open_source(spec, seed=0)
+    monkeypatch.setattr(local_copy_module, "chunks", whole)
+    found = contents(open_source(spec, seed=0))
+    assert {key.rpartition("/")[2]: c[1:] for key, c in found.items()} == {
+        name: colour(data) for name, data in images.items()
+    }
+
+    def changing(path: str) -> Iterator[bytes]:
+        bucket.write("oxford-iiit-pet/images/boxer_1.jpg", png(999, side=9))
+        return whole(path)
+
+    bucket.write("oxford-iiit-pet/images/boxer_1.jpg", png(998))
+    monkeypatch.setattr(local_copy_module, "chunks", changing)
+    with pytest.raises(DataError, match="changed while it was copied; try again"):
+        open_source(spec, seed=0)
+    monkeypatch.setattr(local_copy_module, "chunks", whole)
+    again = contents(open_source(spec, seed=0))["oxford-iiit-pet/images/boxer_1.jpg"]
+    assert again[1:] == colour(png(999))
+    assert len([path for path in (cache / "copies").iterdir() if path.is_dir()]) == 2
+
+
+def test_a_node_without_a_place_for_the_copy_says_so(bucket: Place, cache: Path) -> None:
+    oxford_pets(bucket)
+    cache.write_bytes(b"a file")
+    with pytest.raises(ConfigError, match=r"cannot copy s3://.* to .*; .*or set CLIPPO_CACHE") as caught:
+        open_source(f"torchvision:OxfordIIITPet:{bucket.uri}", seed=0)
     assert "\n" not in str(caught.value)
 
 

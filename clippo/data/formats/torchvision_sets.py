@@ -16,6 +16,7 @@ from PIL import Image
 
 from clippo.data.files import is_remote, stamp
 from clippo.data.formats.listing import Bytes, Listing, Picture, load_bytes
+from clippo.data.local_copy import local_copy
 from clippo.data.names import imagenet_names
 from clippo.errors import ConfigError
 
@@ -55,7 +56,11 @@ TORCHVISION: dict[str, dict[str | None, dict[str, Any]]] = {
 
 
 def list_torchvision(argument: str) -> Listing:
-    """``NAME:PATH``: one of torchvision's data sets, which has been downloaded to ``PATH`` before."""
+    """``NAME:PATH``: one of torchvision's data sets, which has been downloaded to ``PATH`` before.
+
+    torchvision reads local files only, so a remote folder is copied to this machine once. What names the
+    pictures and their state comes from the store then, so that it is the same on every machine.
+    """
     name, _, root = argument.partition(":")
     if name not in TORCHVISION:
         near = difflib.get_close_matches(name, TORCHVISION, 5, 0.4) or sorted(TORCHVISION)
@@ -63,13 +68,11 @@ def list_torchvision(argument: str) -> Listing:
             f"torchvision:{argument}: there is no such data set with classes; "
             f"near are {', '.join(near)} (torchvision:NAME:PATH)"
         )
-    if is_remote(root) or not os.path.isdir(os.path.expanduser(root)):
-        raise ConfigError(
-            f"torchvision:{argument}: there is no such folder on local disk, from where "
-            f"torchvision reads (torchvision:{name}:PATH)"
-        )
-    top = Path(root).expanduser().absolute()
-    parts = _torchvision_sets(name, top)
+    copy = local_copy(root) if is_remote(root) else None
+    if copy is None and not os.path.isdir(os.path.expanduser(root)):
+        raise ConfigError(f"torchvision:{argument}: there is no such folder (torchvision:{name}:PATH)")
+    top = copy.folder if copy else Path(root).expanduser().absolute()
+    parts = _torchvision_sets(name, top, root)
     names: dict[str, str] = {}
     pictures, stamps = [], []
     for split, dataset in parts.items():
@@ -82,8 +85,9 @@ def list_torchvision(argument: str) -> Listing:
             else:
                 key = Path(item).relative_to(top).as_posix()
                 pictures.append(Picture(key, label, split, Bytes(str(item))))
-                stamps.append(f"{key}:{stamp(str(item))}")
-        if hasattr(dataset, "data"):
+                if copy is None:
+                    stamps.append(f"{key}:{stamp(str(item))}")
+        if copy is None and hasattr(dataset, "data"):
             stamps.append(hashlib.sha256(np.ascontiguousarray(dataset.data).data).hexdigest())
 
     def load(place: Any) -> Image.Image:
@@ -93,12 +97,13 @@ def list_torchvision(argument: str) -> Listing:
         layout=f"as torchvision.datasets.{name} keeps them",
         pictures=pictures,
         load=load,
-        stamps=stamps,
+        stamps=copy.stamps if copy else stamps,
         names=imagenet_names() if name in ("ImageNet", "Imagenette") else names,
     )
 
 
-def _torchvision_sets(name: str, top: Path) -> dict[str | None, Any]:
+def _torchvision_sets(name: str, top: Path, root: str) -> dict[str | None, Any]:
+    """The splits of the data set in the folder ``top``, which the user knows as ``root``."""
     import torchvision  # takes seconds
 
     factory = getattr(torchvision.datasets, name)
@@ -111,9 +116,11 @@ def _torchvision_sets(name: str, top: Path) -> dict[str | None, Any]:
     except (RuntimeError, OSError) as error:
         remedy = f"torchvision's documentation of {name} says where they come from"
         if "download" in inspect.signature(factory).parameters:
-            remedy = f"download them with torchvision.datasets.{name}({str(top)!r}, download=True)"
-        said = " ".join(str(error).split())
-        raise ConfigError(f"the files of {name} are not in {top} ({said}); {remedy}") from error
+            to, then = ("FOLDER", f" and copy FOLDER to {root}") if is_remote(root) else (str(top), "")
+            remedy = f"download them with torchvision.datasets.{name}({to!r}, download=True){then}"
+        place = root if is_remote(root) else str(top)
+        said = " ".join(str(error).split()).replace(str(top), place)
+        raise ConfigError(f"the files of {name} are not in {place} ({said}); {remedy}") from error
 
 
 def _classes_of(dataset: Any) -> list[str]:
