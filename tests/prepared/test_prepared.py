@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from clippo.prepared.shard import Recipe, ShardBuilder
 from clippo.tasks import TASKS, TypographicTask
 from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.step import Frozen
+from tests.conftest import processes_of
 from tests.data.test_decode import bomb
 
 TINY = DataConfig(train_pictures=12, eval_pictures=4)
@@ -91,20 +93,31 @@ from clippo.prepared import Location, build, prepare
 build.SHARD = 4
 prepare(
     "typographic", DataConfig(train_pictures=60, eval_pictures=4), ModelConfig(), Location(Path(sys.argv[1])),
-    on_progress=lambda done, total: print(done, flush=True),
+    workers=int(sys.argv[2]), on_progress=lambda done, total: print(done, flush=True),
 )
 """
 
 
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_preparation_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     data = DataConfig(train_pictures=60, eval_pictures=4)
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        while int(process.stdout.readline()) < 12:
-            pass
-        process.kill()  # in the midst of the next shard
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(workers)],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            while int(process.stdout.readline()) < 12:
+                pass
+            process.kill()  # in the midst of the next shard
+            deadline = time.monotonic() + 60
+            while any("ShardBuilder" in title for title in processes_of(process.pid).values()):
+                assert time.monotonic() < deadline, "workers outlive their driver"
+                time.sleep(0.1)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # Ray's agents take a minute to see that they are alone
     [folder] = (tmp_path / "killed").iterdir()
     before = written(folder)
     finished = [key for key in before if key.endswith(".json")]
@@ -119,7 +132,8 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(build, "SHARD", 4)
     progress: list[tuple[int, int]] = []
-    assert prepared_in(tmp_path / "killed", data, on_progress=lambda *p: progress.append(p)) == folder
+    again = prepared_in(tmp_path / "killed", data, workers=workers, on_progress=lambda *p: progress.append(p))
+    assert again == folder
     assert progress[0] == (4 * len(finished), 76)
     assert progress[-1] == (76, 76)
     assert len(progress) == 1 + 19 - len(finished)
@@ -455,3 +469,44 @@ def test_memory_grows_neither_with_the_pictures_nor_with_what_is_broken(tmp_path
     for name, part in parts.items():
         one_less = len(part.pictures) - (name != "validation/held_out")
         assert {len(rows[s]) for s in part.sets if s in rows} == {one_less}, name
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_memory_of_the_workers_does_not_grow_with_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SHARD", 64)
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.setenv(name, "1000000")  # as above; Ray's processes inherit it
+    source = f"folder:{folder_of_pictures(tmp_path / 'pictures', classes=4, each=900)}"
+    data = DataConfig(
+        source=source, train_pictures=1024, attacked_copies=4, eval_pictures=2, font_size=(0.15, 0.15)
+    )
+    early: dict[int, int] = {}
+    last: dict[int, int] = {}
+    pictures: dict[str, int] = {}
+
+    def look(done: int, total: int) -> None:
+        peaks = {pid: peak for pid in worker_processes() if (peak := peak_of(pid))}
+        last.update(peaks)
+        if done <= 256:  # by then each has built one shard at least
+            early.update(peaks)
+            pictures["early"] = done
+        pictures["last"] = done
+
+    prepared_in(tmp_path / "cache", data, ModelConfig(trainable="image"), workers=2, on_progress=look)
+    assert len(early) == 2
+    assert early.keys() == last.keys(), "no worker was replaced"
+    pixels = (pictures["last"] - pictures["early"]) * 5 * 96 * 96 * 3
+    assert pixels > 80e6
+    assert sum(last.values()) - sum(early.values()) < pixels / 2, "half of the pixels"
+
+
+def peak_of(pid: int) -> int:
+    """The most memory that a process has held [bytes], 0 when it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)  # a process that just ended has none
+    return 1024 * int(found[1]) if found else 0
