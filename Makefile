@@ -6,7 +6,7 @@
 #   make rehearse           a sweep on an autoscaling cluster of processes, with a killed node and a killed driver
 #   make soak               ends a sweep at 22 moments and runs it again; half an hour
 #   make bench              all benchmarks of speed (benchmarks/README.md)
-#   make pretrain           makes the bundled model anew; about an hour, needs npm
+#   make pretrain           makes the bundled model anew; 91 minutes on two busy cores, needs npm
 #   make pretrain-people    makes its biased twin and an unbiased control anew; half an hour, needs npm
 #   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
 
@@ -67,7 +67,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.sweep $(BENCH_FLAGS)
 	$(BIN)/python -m benchmarks.report
 
-# Keeps results/ and build/, where an hour of pretraining may be.
+# Keeps results/ and build/, where hours of pretraining may be.
 clean:
 	rm -rf $(VENV) dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 

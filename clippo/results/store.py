@@ -6,7 +6,7 @@
     {trials,metrics,evals}/sweep=<sweep>/<trial_id>-<attempt>.parquet
     rankings/sweep=<sweep>/<trial_id>-<attempt>.parquet        of trials that ranked something
     examples/sweep=<sweep>/examples.parquet
-    state/<sweep>.json, reports/<sweep>.html                   how it stands; what came of it
+    reports/<sweep>.html                                       what came of it
 
 Every object is written whole under a key that follows from its content, so a retry is harmless and a reader
 never sees half of one. A trial counts once its object below ``trials/`` exists; of several attempts the
