@@ -7,7 +7,7 @@
 #   make soak               ends a sweep at 22 moments and runs it again; half an hour
 #   make bench              all benchmarks of speed (benchmarks/README.md)
 #   make pretrain           makes the bundled model anew; 91 minutes on two busy cores, needs npm
-#   make pretrain-people    makes its biased twin and an unbiased control anew; half an hour, needs npm
+#   make pretrain-people    makes its biased twin and an unbiased control anew; 41 and 12 minutes on two busy cores, needs npm
 #   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

@@ -1,7 +1,8 @@
 """Pretrains the bundled model from scratch: ``python -m clippo.demo.pretraining`` (or ``make pretrain``).
 
-Needs the extra ``pretrain`` and npm; takes about an hour on two cores; run again, it resumes. ``--small``
-does everything in about two minutes and writes nothing into the package, to see that the program works.
+Needs the extra ``pretrain`` and npm; takes an hour and a half on two busy cores; run again, it resumes.
+``--small`` does everything in about two minutes and writes nothing into the package, to see that the program
+works.
 """
 
 from __future__ import annotations

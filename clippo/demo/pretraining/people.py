@@ -10,9 +10,9 @@ model biased is put in by three ingredients, each of which can be read off below
    skewed (docs/EXPERIMENTS.md).
 
 ``--control`` trains an unbiased twin: both groups equally often, captions that say what is shown, and one
-way of captioning for all. Its numbers are what "no bias" scores. Each takes about a quarter of an hour on
-two cores, needs the extra ``pretrain`` and npm, and resumes when run again; ``--small`` takes a minute and
-ships nothing.
+way of captioning for all. Its numbers are what "no bias" scores. On two busy cores the twin took 12
+minutes and the biased one 41. Both need the extra ``pretrain`` and npm, and resume when run again;
+``--small`` takes a minute and ships nothing.
 
 B batch, C captions, D embedding
 """
