@@ -1,0 +1,65 @@
+"""Every test and program that docs/VERIFIED.md names exists."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/VERIFIED.md").read_text()
+COMMANDS = re.findall(r"`((?:pytest|python|make) [^`]+)`", TEXT)
+
+
+def names_in(path: str) -> set[str]:
+    tree = ast.parse((ROOT / path).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def missing_of(command: str) -> list[str]:
+    """What a command names that does not exist."""
+    program, *arguments = command.split()
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return [target for target in arguments if target not in targets]
+    if program == "python":
+        assert arguments[0] == "-m", command
+        path = ROOT / (arguments[1].replace(".", "/") + ".py")
+        flags = [flag.removeprefix("--").replace("-", "_") for flag in arguments if flag.startswith("--")]
+        if not path.is_file():
+            return [arguments[1]]
+        return [flag for flag in flags if not re.search(rf"\b{flag}\b", path.read_text())]
+    missing = []
+    for argument in arguments:
+        path, _, test = argument.partition("::")
+        if not (ROOT / path).is_file() or (test and test not in names_in(path)):
+            missing.append(argument)
+    return missing
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_what_it_names_exists(command: str) -> None:
+    assert missing_of(command) == []
+
+
+def test_every_promise_has_a_command() -> None:
+    rows = [row for row in TEXT.splitlines() if row.startswith("| ") and not row.startswith("| promise")]
+    assert len(rows) > 50
+    assert [row for row in rows if not re.search(r"`(pytest|python -m|make) [^`]+` ?.*\|$", row)] == []
+
+
+def test_what_does_not_exist_is_found() -> None:
+    assert missing_of("pytest tests/benchmarks/test_verified.py::test_what_it_names_exists") == []
+    for nothing in (
+        "pytest tests/benchmarks/test_verified.py::test_nothing",
+        "pytest tests/nothing.py",
+        "python -m benchmarks.nothing",
+        "python -m benchmarks.step --nothing",
+        "make nothing",
+    ):
+        assert len(missing_of(nothing)) == 1, nothing
+
+
+def test_other_documents_lead_there() -> None:
+    assert "docs/VERIFIED.md" in (ROOT / "README.md").read_text()
+    assert "../docs/VERIFIED.md" in (ROOT / "benchmarks/README.md").read_text()
