@@ -192,6 +192,17 @@ def test_random_weights_are_the_same_in_every_process(vit: ClipModel) -> None:
     assert weights_digest(again) == weights_digest(vit)
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_from_a_file(suffix: str, clip: ClipModel, tmp_path: Path) -> None:
+    tuned = {name: w.clone().contiguous() for name, w in clip.model.state_dict().items()}
+    tuned["text_projection"] *= 2
+    path = tmp_path / f"tuned.{suffix}"
+    save_file(tuned, path) if suffix == "safetensors" else torch.save(tuned, path)
+    loaded = load_clip("clippo-demo", str(path)).model.state_dict()
+    assert loaded.keys() == tuned.keys()
+    assert all(torch.equal(loaded[name], tuned[name]) for name in tuned)
+
+
 def test_weights_that_are_asked_for_must_be_there(tmp_path: Path) -> None:
     config = {"model_cfg": demo.MODEL_CONFIG, "preprocess_cfg": {}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))

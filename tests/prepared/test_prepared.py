@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from clippo.config import DataConfig, ModelConfig
 from clippo.errors import ClippoError, DataError
 from clippo.model import ClipModel, policy_of
 from clippo.prepared import Location, PreparedSet, build, open_prepared, prepare
-from clippo.prepared.shard import Recipe, ShardBuilder
+from clippo.prepared.shard import Recipe, ShardBuilder, data_digest_of
 from clippo.tasks import TASKS, TypographicTask
 from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.step import Frozen
-from tests.conftest import processes_of
+from tests.conftest import S3Server, processes_of
 from tests.data.test_decode import bomb
 
 TINY = DataConfig(train_pictures=12, eval_pictures=4)
@@ -219,6 +220,28 @@ def test_a_worker_with_other_pictures_refuses(tmp_path: Path) -> None:
     error = pickle.loads(ShardBuilder(recipe)(shard)["error"])
     assert isinstance(error, DataError)
     assert "not the same on every node" in str(error)
+
+
+def test_a_worker_of_another_node_has_the_same_pictures_of_torchvision(
+    tmp_path: Path, s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder_of_pictures(tmp_path / "pictures")
+    bucket = f"{s3_env.bucket}/{uuid.uuid4().hex}"
+    s3_env.filesystem().put(str(root), f"{bucket}/eurosat/2750", recursive=True)
+    source = f"torchvision:EuroSAT:s3://{bucket}"
+    data, model = DataConfig(source=source, train_pictures=20, eval_pictures=6), ModelConfig()
+    summaries = []
+    for node in ("first", "second"):
+        monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / node))
+        if node == "first":
+            known = data_digest_of("typographic", data, TypographicTask(data))
+        recipe = Recipe("typographic", data, model, Location(tmp_path / node), "set", "model", known, False)
+        shard = {"key": "set/shards/train/0.json", "part": "train", "start": 0, "stop": 4, "known": "null"}
+        built = ShardBuilder(recipe)(shard)
+        assert built["error"] == b""
+        summaries.append(built["summary"])
+        assert len(list((tmp_path / node / "copies").glob("*/eurosat/2750/*/*.png"))) == 6 * 12
+    assert summaries[0] == summaries[1], "with the digest of every file"
 
 
 @pytest.mark.parametrize("trainable", ["last:2", "image", "transform"])
