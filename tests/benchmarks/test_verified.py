@@ -1,10 +1,13 @@
-"""Every test and program that docs/VERIFIED.md names exists."""
+"""Every test and program that docs/VERIFIED.md names exists, and goals that were missed are said."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from benchmarks.common import RESULTS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/VERIFIED.md").read_text()
@@ -46,6 +49,16 @@ def test_every_promise_has_a_command() -> None:
     rows = [row for row in TEXT.splitlines() if row.startswith("| ") and not row.startswith("| promise")]
     assert len(rows) > 50
     assert [row for row in rows if not re.search(r"`(pytest|python -m|make) [^`]+` ?.*\|$", row)] == []
+
+
+def test_goals_that_were_missed_are_said() -> None:
+    results = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    by_command = {found["command"].removesuffix(" --processes 1"): found["lines"] for found in results}
+    for row in TEXT.splitlines():
+        for command, lines in by_command.items():
+            if f"`{command}`" in row:
+                missed = any(line["met"] is False for line in lines)
+                assert ("**not reached**" in row) == missed, row
 
 
 def test_what_does_not_exist_is_found() -> None:
