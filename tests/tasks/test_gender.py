@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks.gender import measured
 from clippo.config import DataConfig, ModelConfig
+from clippo.data.group_sets import open_group_set
 from clippo.errors import ConfigError, DataError
 from clippo.evaluate import Counts
 from clippo.evaluate.rankings import mean_skew
@@ -25,7 +26,7 @@ from clippo.tasks.base import PairTable, TrainRows, joined_name
 from clippo.train import FileCheckpoints, TrialSettings, fit
 from clippo.train.ray_train import Shared, load_shared, measure_reference
 from sweeps.gender_sweep import gender_sweep
-from tests.data.test_group_sets import fairface
+from tests.data.test_group_sets import fairface, released_vl_bias
 
 SMALL = DataConfig(
     source="people", kept_source="demo", seen_share=0.6, folds=3, train_pictures=480, eval_pictures=288,
@@ -224,6 +225,51 @@ def test_faces_without_concepts_are_told_apart_by_group(tmp_path: Path) -> None:
     assert "test/concept/fairface" not in task.parts
     (row,) = task.rows(faces, 0, lambda image: image)
     assert (row.set_name, row.label) == ("test/group/fairface", faces.pictures[0].label)
+
+
+def test_a_test_set_without_labels_is_read_but_not_ranked(tmp_path: Path) -> None:
+    spec = f"vl-bias:{released_vl_bias(tmp_path, pictures=30)}"
+    task = GenderTask(replace(SMALL, test_sets=(spec,)))
+    concepts = task.parts["test/concept/vl-bias"]
+    assert named_in(task, concepts.candidates) == {"baking", "ice skating", "judge"}
+    assert concepts.queries is None, "MaxSkew needs labels"
+    assert {task.templates[c].count("{}") for c in concepts.candidates} == {4}
+    assert [p.key.split("/")[1] for p in concepts.pictures[:3]] == ["baking", "ice_skating", "judge"]
+    judges = [p.key for p in concepts.pictures if task.classes[p.label] == "judge"]
+    leaning = task.parts["test/neutral/vl-bias"]
+    assert [p.key for p in leaning.pictures] == judges, "the source knows the majority of these alone"
+    assert named_in(task, leaning.candidates) == {"man", "woman"}
+    assert named_in(task, {p.label for p in leaning.pictures}) == {"man"}
+    men = task.parts["test/read_as_man/vl-bias"]
+    assert [p.key for p in men.pictures] == [p.key for p in concepts.pictures]
+    assert named_in(task, {p.label for p in men.pictures}) == {"man"}
+    assert men.candidates == leaning.candidates
+    own = [name for name in task.parts if name.endswith("/vl-bias")]
+    assert len(own) == 3, "women are the rest"
+    with pytest.raises(DataError, match="vl-bias needs pictures of two groups or more, and has none"):
+        GenderTask(DataConfig(source=spec))
+    [check] = [check for what, check in GenderTask.needs(task.config) if what == f"test set {spec}"]
+    assert check() is not None
+
+
+def test_what_a_model_reads_on_pictures_without_labels(tmp_path: Path, small_cache: Path) -> None:
+    people = open_group_set("people")
+    for picture in people.pictures:  # that show no group
+        concept = people.concepts[picture.concept]
+        if picture.split == "test" and picture.group < 0 and concept in ("judge", "teacher"):
+            path = tmp_path / "occu" / concept / f"{picture.key.rsplit('/', 1)[1]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.load().save(path)
+    data = replace(SMALL, folds=0, train_pictures=48, eval_pictures=96, top_k=3)
+    shared = shared_of(replace(data, test_sets=(f"vl-bias:{tmp_path}",)), small_cache)
+    counts = {c.eval_set: c for c in measure_reference(shared, gpus=0) if c.eval_set.endswith("/vl-bias")}
+    assert set(counts) == {f"test/{name}/vl-bias" for name in ("concept", "neutral", "read_as_man")}
+    assert not any(c.rankings for c in counts.values())
+    assert counts["test/concept/vl-bias"].accuracy > 0.9
+    leaning, men = counts["test/neutral/vl-bias"], counts["test/read_as_man/vl-bias"]
+    assert leaning.n_total == men.n_total > 15
+    assert leaning.accuracy > 0.7, "judges are read as men, and teachers as women"
+    assert 0.2 < men.accuracy < 0.8
 
 
 def train_rows(task: GenderTask) -> TrainRows:
