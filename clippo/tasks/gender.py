@@ -109,6 +109,7 @@ class GenderTask:
     pair_kinds: ClassVar[tuple[str, ...]] = (
         "correct", "image", "correct+image", "counter+image", "reverse",
     )  # fmt: skip
+    image_kinds: ClassVar[tuple[str, ...]] = ("image", "correct+image", "counter+image")
     words: ClassVar[Words] = WORDS
     gallery: ClassVar[tuple[str, ...]] = ("test/concept/seen", "test/concept/held_out")
 

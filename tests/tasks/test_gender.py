@@ -177,6 +177,12 @@ def test_image_pairs_prefer_the_minority_for_a_bare_concept() -> None:
     assert table.near.tolist() == [0, 1, *range(5, 11)], "and no caption of a group alone"
 
 
+@pytest.mark.parametrize("kind", GenderTask.pair_kinds)
+def test_kinds_that_compare_two_pictures_are_known(kind: str) -> None:
+    two_pictures = any(chosen != rejected for chosen, _, rejected, _ in cells(kind))
+    assert two_pictures == (kind in GenderTask.image_kinds)
+
+
 def test_pairs_of_images_want_a_majority() -> None:
     unknown = TrainRows(0, np.array([0]), np.array([2]), np.array([0]), tuple(range(8)))
     with pytest.raises(ConfigError, match=r"pairs 'image' want concepts with a majority group"):
@@ -386,14 +392,6 @@ def quick_trial(
 def counts_at(report: Mapping[str, Any], name: str) -> dict[str, Counts]:
     """Of each variant."""
     return {e["variant"]: Counts.of(e) for e in report["evals"] if e["eval_set"] == name}
-
-
-def test_cross_entropy_of_two_pictures_is_refused(shared: Shared, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be tuned on pairs 'image'.*other search.pairs"):
-        tuned(
-            shared, tmp_path, loss="cross_entropy", beta=None, kl_weight=0.0, learning_rate=1e-3, epochs=1,
-            pairs="image",
-        )  # fmt: skip
 
 
 def test_a_fold_is_measured_by_a_trial_that_never_had_its_pairs(shared: Shared, tmp_path: Path) -> None:
