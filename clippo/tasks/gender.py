@@ -46,6 +46,7 @@ from clippo.tasks.group_parts import (
     measured_parts,
     ranked_part,
     read_part,
+    shown_rows,
 )
 
 WORDS = Words(
@@ -272,9 +273,7 @@ class GenderTask:
         return n * 2 * (len(self.people.found.groups) - 1) + n // 2 * MATCHINGS
 
     def rows(self, part: Part, index: int, resize: Resize) -> Iterator[Row]:
-        picture: Shown = part.pictures[index]
-        image = resize(picture.load())
-        yield Row(part.sets[0], image, picture.label, picture.attack_label, picture.group)
+        yield from shown_rows(part, index, resize)
 
     @staticmethod
     def objectives(config: DataConfig) -> Objectives:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from clippo.config import DataConfig
 from clippo.data.datasets import SPLITS, splits_of
-from clippo.data.group_sets import GroupedImage, GroupSet
+from clippo.data.group_sets import GroupedImage, GroupSet, open_group_set
 from clippo.errors import ConfigError, DataError
-from clippo.tasks.base import Part, Queries
+from clippo.tasks.base import Part, Queries, Resize, Row
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def ranked_part(
     n_ranked = sum(p.group >= 0 for p in pictures)
     if k > n_ranked:
         raise ConfigError(
-            f"data.top_k is {k}, but {name} has {n_ranked} pictures of a group; "
-            "lower it or raise data.eval_pictures"
+            f"top_k is {k}, but {name} has {n_ranked} pictures of a group; lower it, or take more pictures "
+            "(data.eval_pictures of a sweep, --pictures of clippo evaluate)"
         )
     usual = tuple(found.majority[c] for c in concepts)
     queries = Queries(
@@ -140,6 +140,32 @@ def measured_parts(captions: Captions, name: str, data: DataConfig) -> Iterator[
         for g, group in enumerate(found.groups[:-1]):
             as_file = re.sub(r"\W+", "_", group)  # sets are files of the prepared set
             yield read_part(captions, f"test/read_as_{as_file}/{name}", shown, asked=g)
+
+
+def shown_rows(part: Part, index: int, resize: Resize) -> Iterator[Row]:
+    """The row of a picture.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    picture: Shown = part.pictures[index]
+    image = resize(picture.load())
+    yield Row(part.sets[0], image, picture.label, picture.attack_label, picture.group)
+
+
+class MeasuredSet:
+    """A group set by itself, of which a model is measured without a sweep.
+
+    Raises:
+        ConfigError: an unknown set or place.
+        DataError: no picture has a label, or the set is not laid out as it must be.
+    """
+
+    def __init__(self, spec: str, name: str, data: DataConfig) -> None:
+        captions = Captions(open_group_set(spec), 0)
+        self.classes, self.templates = zip(*captions.names(), strict=True)
+        self.parts = {part.name: part for part in measured_parts(captions, name, data)}
+        self.rows = shown_rows
 
 
 def cells_of(found: GroupSet, seed: int) -> dict[tuple[str, int, int], list[GroupedImage]]:

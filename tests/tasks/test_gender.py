@@ -18,8 +18,9 @@ from clippo.data.group_sets import open_group_set
 from clippo.errors import ConfigError, DataError
 from clippo.evaluate import Counts
 from clippo.evaluate.rankings import mean_skew
+from clippo.evaluation import evaluate_model
 from clippo.front import wilson_interval
-from clippo.model import policy_of
+from clippo.model import ClipModel, policy_of
 from clippo.prepared import Location, PreparedSet, prepare
 from clippo.tasks import GenderTask, objectives_of
 from clippo.tasks.base import PairTable, TrainRows, joined_name
@@ -278,6 +279,44 @@ def test_what_a_model_reads_on_pictures_without_labels(tmp_path: Path, small_cac
     assert 0.2 < men.accuracy < 0.8
 
 
+def test_a_group_set_by_itself_is_measured_as_in_a_sweep(small_cache: Path) -> None:
+    data = replace(SMALL, folds=0, train_pictures=48, eval_pictures=96, top_k=3, test_sets=("again=people",))
+    shared = shared_of(data, small_cache)
+    in_sweep = {c.eval_set: c for c in measure_reference(shared, gpus=0) if c.eval_set.endswith("/again")}
+    clip, _, _ = load_shared(shared)
+    seen: list[tuple[int, int]] = []
+    alone, left_out = evaluate_model(
+        clip, "people", prompt=shared.model.prompt, pictures=96, font_size=data.font_size, top_k=3,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert {f"{c.eval_set}/again" for c in alone} == set(in_sweep)
+    assert {c.eval_set for c in alone} == {"test/concept", "test/group", "test/neutral"}
+    assert not left_out
+    assert seen[-1] == (sum(c.n_total for c in alone),) * 2
+    for counts in alone:
+        other = in_sweep[f"{counts.eval_set}/again"]
+        assert counts.n_total == other.n_total
+        assert counts.n_correct == pytest.approx(other.n_correct, abs=1), "sums in another order"
+        assert len(counts.rankings) == len(other.rankings)
+    ranked, other = alone[0], in_sweep["test/concept/again"]
+    assert len(ranked.rankings) == 20
+    assert {r.majority for r in ranked.rankings} == {0, 1}
+    assert [(r.query, r.pool, r.majority) for r in ranked.rankings] == [
+        (r.query, r.pool, r.majority) for r in other.rankings
+    ]
+    assert mean_skew(ranked.rankings) == pytest.approx(mean_skew(other.rankings), abs=0.03)
+
+
+def test_a_group_set_by_itself_is_refused_where_nothing_can_be_said(clip: ClipModel, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"prompt": "{}", "pictures": 24, "font_size": (0.1, 0.2)}
+    with pytest.raises(ConfigError, match=r"top_k is 24, but test/concept/set has 16 pictures"):
+        evaluate_model(clip, "people", **settings)
+    with pytest.raises(ConfigError, match=r"concepts of people have names; leave out class_names \(a\.txt\)"):
+        evaluate_model(clip, "people", **settings, class_names="a.txt")
+    with pytest.raises(DataError, match="only be a test set of a sweep"):
+        evaluate_model(clip, f"vl-bias:{released_vl_bias(tmp_path)}", **settings)
+
+
 def train_rows(task: GenderTask) -> TrainRows:
     part = task.parts["train"]
     columns = zip(*((p.label, p.attack_label, p.group) for p in part.pictures), strict=True)
@@ -307,7 +346,7 @@ def same_name(folder: Path) -> DataConfig:
         (
             deep_top,
             ConfigError,
-            r"data.top_k is 30, but validation/concept/seen has 10 pictures of a group; lower it",
+            r"top_k is 30, but validation/concept/seen has 10 pictures of a group; lower it, or take more",
         ),
         (many_folds, ConfigError, "data.folds is 3, but only 2 concepts are seen; lower it"),
         (same_name, ConfigError, "data.test_sets has two sets named 'seen'; write NAME=people"),
