@@ -177,6 +177,8 @@ class EvaluateCommand:
     """Pictures of a source or of people at most; other published sets are taken whole [count]."""
     top_k: int = DataConfig().top_k
     """Of people: the top of a ranking that is looked at [count]."""
+    groups: tuple[str, ...] = ()
+    """Of people whom nobody has labelled: what to tell apart, such as man woman."""
     font_size: tuple[float, float] = DataConfig().font_size
     """Font size of the words drawn on a source's pictures [share of the picture's shorter side]."""
     seed: int = 0
@@ -201,6 +203,7 @@ class EvaluateCommand:
             counts, left_out = evaluate_model(
                 clip, self.data, prompt=self.prompt, pictures=self.pictures, font_size=self.font_size,
                 seed=self.seed, class_names=self.class_names, top_k=self.top_k,
+                groups=self.groups,
                 on_progress=lambda done, n: progress.update(shown, completed=done, total=n),
             )  # fmt: skip
         if self.json:

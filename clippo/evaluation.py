@@ -46,7 +46,7 @@ class Pictures(Protocol):
 
 def evaluate_model(
     clip: ClipModel, spec: str, *, prompt: str, pictures: int, font_size: tuple[float, float], seed: int = 0,
-    class_names: str = "", top_k: int = DataConfig().top_k,
+    class_names: str = "", top_k: int = DataConfig().top_k, groups: tuple[str, ...] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Counts], list[str]]:  # fmt: skip
     """Counts of a model on a test set, and the pictures that could not be read.
@@ -60,13 +60,15 @@ def evaluate_model(
         font_size: of the words that are drawn [share of the picture's shorter side].
         class_names: names of a source's classes, as ``data.class_names``.
         top_k: of the rankings of people [count].
+        groups: to be told apart on pictures of people that nobody has labelled.
 
     Raises:
-        ConfigError: an unknown set, prompt or place, or fewer people than ``top_k``.
-        DataError: no picture could be read, or nobody of the people is labelled.
+        ConfigError: an unknown set, prompt or place, fewer people than ``top_k``, or names that the set has
+            no use for.
+        DataError: no picture could be read, or nobody says the groups of the people.
     """
     data = DataConfig(eval_pictures=pictures, font_size=font_size, split_seed=seed, top_k=top_k)
-    measured, parts = _opened(spec, data, class_names)
+    measured, parts = _opened(spec, data, class_names, groups)
     left_out: dict[str, None] = {}  # in their order; people are in several parts
     done, total = count(1), sum(len(part.pictures) for part in parts)
     counts: list[Counts] = []
@@ -78,13 +80,17 @@ def evaluate_model(
     return counts, list(left_out)
 
 
-def _opened(spec: str, data: DataConfig, class_names: str) -> tuple[Pictures, list[Part]]:
+def _opened(
+    spec: str, data: DataConfig, class_names: str, groups: tuple[str, ...]
+) -> tuple[Pictures, list[Part]]:
     """The pictures of a set, and the parts that are measured."""
     if spec.partition(":")[0] in GROUP_SETS:
         if class_names:
             raise ConfigError(f"the concepts of {spec} have names; leave out class_names ({class_names})")
-        people = MeasuredSet(spec, "set", data)
+        people = MeasuredSet(spec, "set", data, groups)
         return people, list(people.parts.values())
+    if groups:
+        raise ConfigError(f"{spec} is no set of people; leave out groups ({', '.join(groups)})")
     task = TypographicTask(replace(data, test_sets=(f"set={spec}",)), class_names)
     return task, [task.parts["test/set"]]
 

@@ -133,9 +133,19 @@ def open_group_set(spec: str, like: GroupSet | None = None) -> GroupSet:
         raise DataError(
             f"{name} needs pictures of two groups or more, and has {which}; put them into folders for each "
             "group where the set has folders, or list them with a column group (grouped:FILE)"
-            + ("" if found.groups else "; as it is it can only be a test set of a sweep (data.test_sets)")
+            + (
+                ""
+                if found.groups
+                else "; as it is it can be a test set of a sweep (data.test_sets), or "
+                "clippo evaluate --groups measures what is read as these"
+            )
         )
     return found
+
+
+def only_groups(groups: Sequence[str]) -> GroupSet:
+    """A set of no pictures, for its groups."""
+    return GroupSet("", tuple(groups), (), (), (), (), "")
 
 
 def _people(_: str) -> GroupSet:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clippo.config import DataConfig
 from clippo.data.datasets import SPLITS, splits_of
-from clippo.data.group_sets import GroupedImage, GroupSet, open_group_set
+from clippo.data.group_sets import GroupedImage, GroupSet, only_groups, open_group_set
 from clippo.errors import ConfigError, DataError
 from clippo.tasks.base import Part, Queries, Resize, Row
 
@@ -156,13 +156,21 @@ def shown_rows(part: Part, index: int, resize: Resize) -> Iterator[Row]:
 class MeasuredSet:
     """A group set by itself, of which a model is measured without a sweep.
 
+    Args:
+        groups: what is asked for where no picture is labelled; none: such a set is refused.
+
     Raises:
-        ConfigError: an unknown set or place.
-        DataError: no picture has a label, or the set is not laid out as it must be.
+        ConfigError: an unknown set or place, or groups for a set with labels, or a single one.
+        DataError: nobody says the groups, or the set is not laid out as it must be.
     """
 
-    def __init__(self, spec: str, name: str, data: DataConfig) -> None:
-        captions = Captions(open_group_set(spec), 0)
+    def __init__(self, spec: str, name: str, data: DataConfig, groups: tuple[str, ...] = ()) -> None:
+        if len(groups) == 1:
+            raise ConfigError(f"groups is {groups[0]!r} alone; give two or more to tell apart")
+        found = open_group_set(spec, like=only_groups(groups) if groups else None)
+        if groups and found.is_labelled:
+            raise ConfigError(f"{spec} has labels of its own ({', '.join(found.groups)}); leave out groups")
+        captions = Captions(found, 0)
         self.classes, self.templates = zip(*captions.names(), strict=True)
         self.parts = {part.name: part for part in measured_parts(captions, name, data)}
         self.rows = shown_rows

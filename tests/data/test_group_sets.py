@@ -198,7 +198,7 @@ def odd_split(root: Path) -> Path:
         ("fairface", vl_bias, DataError, "has no fairface_label_train.csv"),
         ("fairface", broken_fairface, DataError, "has no picture train/1.jpg, the first in fairface"),
         ("vl-bias", fairface, DataError, "must lie in verb/<activity>/ and occu/<occupation>/, or"),
-        ("vl-bias", released_vl_bias, DataError, r"and has none; .* only be a test set .*data\.test_sets\)$"),
+        ("vl-bias", released_vl_bias, DataError, r"and has none; .* be a test set .*data\.test_sets\)"),
         ("grouped", fairface, DataError, "is no CSV file; give the file"),
         ("grouped", no_column, DataError, "people.csv has no column group; its columns are: path, kind"),
         ("grouped", one_group, DataError, "needs pictures of two groups or more, and has only 'north'"),

@@ -313,8 +313,19 @@ def test_a_group_set_by_itself_is_refused_where_nothing_can_be_said(clip: ClipMo
         evaluate_model(clip, "people", **settings)
     with pytest.raises(ConfigError, match=r"concepts of people have names; leave out class_names \(a\.txt\)"):
         evaluate_model(clip, "people", **settings, class_names="a.txt")
-    with pytest.raises(DataError, match="only be a test set of a sweep"):
-        evaluate_model(clip, f"vl-bias:{released_vl_bias(tmp_path)}", **settings)
+    released = f"vl-bias:{released_vl_bias(tmp_path, pictures=30)}"
+    with pytest.raises(DataError, match=r"it can be a test set of a sweep .* clippo evaluate --groups"):
+        evaluate_model(clip, released, **settings)
+    with pytest.raises(ConfigError, match="groups is 'man' alone; give two or more"):
+        evaluate_model(clip, released, **settings, groups=("man",))
+    with pytest.raises(ConfigError, match=r"people has labels of its own \(man, woman\); leave out groups"):
+        evaluate_model(clip, "people", **settings, groups=("man", "woman"))
+    with pytest.raises(ConfigError, match=r"demo is no set of people; leave out groups \(man, woman\)"):
+        evaluate_model(clip, "demo", **settings, groups=("man", "woman"))
+    counts, _ = evaluate_model(clip, released, **settings, groups=("man", "woman", "child"))
+    assert [(c.eval_set, c.rankings) for c in counts] == [
+        ("test/concept", ()), ("test/read_as_man", ()), ("test/read_as_woman", ()),
+    ]  # fmt: skip
 
 
 def train_rows(task: GenderTask) -> TrainRows:
