@@ -43,6 +43,8 @@ def section(results: Path) -> str:
         about = (
             f"`{found['command']}`, {found['date']}, commit {found['commit']}, {_machine(found['machine'])}"
         )
+        if sweeps := [sweep["run"] for sweep in found.get("sweeps", ())]:  # read from stores, not all at once
+            about = f"Rows of the stores {', '.join(sweeps)}; last written by {about}"
         parts.append(
             f"### {name}\n\n{about}; load average {before} before and {after} after.\n\n"
             f"| what | median (quartiles) | n | goal | met |\n|---|---|---|---|---|\n{rows}\n"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
+import numpy as np
 import tyro
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,10 +21,12 @@ from rich.text import Text
 from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute
 from clippo.errors import ConfigError
 from clippo.evaluate import Counts
+from clippo.evaluate.rankings import RankingTable
 from clippo.front import wilson_interval
 from clippo.front.follow import followed
 from clippo.front.front import CONFIDENCE, Front
-from clippo.front.points import front_of
+from clippo.front.points import front_of, of_rankings
+from clippo.front.split import Ranked
 from clippo.front.table import print_front, shown_interval
 from clippo.process import Console, quiet
 from clippo.results import ResultStore
@@ -145,9 +148,18 @@ class PrepareCommand:
         return 0
 
 
+COLUMNS = {
+    "accuracy": "accuracy", "attack_success_rate": "read as the word", "max_skew": "MaxSkew", "ndkl": "NDKL",
+    "majority_share": "majority's share",
+}  # fmt: skip
+"""What a set may have been measured for; those of rankings are means over the queries."""
+
+
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Measure any open_clip model: clean and attacked accuracy and attack success, with intervals."""
+    """Measure any open_clip model, with intervals: clean and attacked accuracy and attack success, or, of
+    people, how even their rankings are and which concepts and groups are read right.
+    """
 
     model: str = "clippo-demo"
     """open_clip model name."""
@@ -155,13 +167,18 @@ class EvaluateCommand:
     """Pretrained tag or checkpoint file, such as one that clippo export wrote."""
     data: str = "demo"
     """rta-100:PATH, paint:PATH, disentangling:PATH, scam:PATH, or any source: demo, folder:PATH, table:PATH,
-    webdataset:PATH, torchvision:NAME:PATH."""
+    webdataset:PATH, torchvision:NAME:PATH; or people of several groups: people, grouped:FILE, fairface:PATH,
+    vl-bias:PATH (docs/GENDER.md)."""
     prompt: str = "a photo of a {}"
     """As model.prompt of a sweep; a torchvision set that has a customary prompt takes that."""
     class_names: str = ""
     """Readable names of a source's classes, as data.class_names of a sweep."""
     pictures: int = 2000
-    """Pictures of a source at most; published sets are taken whole [count]."""
+    """Pictures of a source or of people at most; other published sets are taken whole [count]."""
+    top_k: int = DataConfig().top_k
+    """Of people: the top of a ranking that is looked at [count]."""
+    groups: tuple[str, ...] = ()
+    """Of people whom nobody has labelled: what to tell apart, such as man woman."""
     font_size: tuple[float, float] = DataConfig().font_size
     """Font size of the words drawn on a source's pictures [share of the picture's shorter side]."""
     seed: int = 0
@@ -185,7 +202,8 @@ class EvaluateCommand:
             shown = progress.add_task("measuring", total=None)
             counts, left_out = evaluate_model(
                 clip, self.data, prompt=self.prompt, pictures=self.pictures, font_size=self.font_size,
-                seed=self.seed, class_names=self.class_names,
+                seed=self.seed, class_names=self.class_names, top_k=self.top_k,
+                groups=self.groups,
                 on_progress=lambda done, n: progress.update(shown, completed=done, total=n),
             )  # fmt: skip
         if self.json:
@@ -193,16 +211,19 @@ class EvaluateCommand:
             return 0
         title = Text(f"{self.model} on {self.data}")
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for name in ("set", "pictures", "accuracy", "read as the word"):
-            table.add_column(name, justify="left" if name == "set" else "right")
-        for row in map(_measured, counts):
-            shares = [
+        rows = [_measured(c) for c in counts]
+        columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in rows)}
+        for heading in ("set", "pictures", *columns.values()):
+            table.add_column(heading, justify="left" if heading == "set" else "right")
+        for row in rows:
+            numbers = [
                 f"{row[name]:.3f} ({shown_interval(row[f'{name}_interval'])})" if name in row else ""
-                for name in ("accuracy", "attack_success_rate")
+                for name in columns
             ]
-            table.add_row(Text(row["set"]), str(row["n_total"]), *shares)
+            table.add_row(Text(row["set"]), str(row["n_total"]), *numbers)
         Console().print(table)
-        print("in brackets: 90 % intervals (Wilson) from the counts")
+        resampled = "; of rankings from resampled pictures" if "max_skew" in columns else ""
+        print(f"in brackets: 90 % intervals (Wilson) from the counts{resampled}")
         if left_out:
             print(f"{len(left_out)} pictures could not be read, the first: {left_out[0]}", file=sys.stderr)
         return 0
@@ -221,6 +242,12 @@ def _measured(counts: Counts) -> dict[str, Any]:
     if "attacked" in counts.eval_set:
         row["attack_success_rate"] = counts.n_fooled / counts.n_total
         row["attack_success_rate_interval"] = _wilson(counts.n_fooled, counts.n_total)
+    if counts.rankings:
+        table = RankingTable.of(counts.rankings)
+        one = Ranked(table=table, point_L=np.zeros(len(table), dtype=np.int64), points=1)
+        for name, values in of_rankings(one).items():
+            value, low, high = (float(x[0]) for x in values)
+            row |= {name: value, f"{name}_interval": (low, high)}
     return row
 
 

@@ -178,7 +178,8 @@ class SearchConfig:
     """Epochs, both ends included [count]."""
     baselines: tuple[str, ...] = ("cross_entropy",)
     """Trials besides the search, to compare with: cross_entropy is plain fine-tuning on the attacked pictures
-    without a KL term, and its curve of interpolated weights is PAINT."""
+    without a KL term, and its curve of interpolated weights is PAINT. It has the first of the pairs that do
+    not compare two pictures."""
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "tpe"
     """How settings are proposed: tree-structured Parzen estimators, evolution (nsga2, nsga3), Gaussian
     processes, quasi-random or random points."""

@@ -97,6 +97,23 @@ def test_evaluate_prints_counts_with_intervals() -> None:
     assert wrong.stderr.count("\n") == 1
 
 
+def test_evaluate_ranks_people() -> None:
+    flags = ["--data", "people", "--pretrained", "people", "--pictures", "180", "--top-k", "3"]
+    done = clippo("evaluate", *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    concept, group, neutral = json.loads(done.stdout)["sets"]
+    assert [s["set"] for s in (concept, group, neutral)] == ["concept", "group", "neutral"]
+    for name in ("max_skew", "ndkl", "majority_share"):
+        low, high = concept[f"{name}_interval"]
+        assert low < concept[name] < high
+        assert name not in group
+    assert concept["max_skew"] > 0.2, "the bundled bias"
+    assert neutral["accuracy"] > 0.6
+    shown = clippo("evaluate", *flags)
+    assert "MaxSkew" in shown.stdout
+    assert "read as the word" not in shown.stdout
+
+
 def test_prepare_builds_what_the_sweep_then_finds(tmp_path: Path) -> None:
     small = ["--data.train-pictures", "40", "--data.eval-pictures", "8", "--workers", "1"]
     done = clippo("prepare", "--results", str(tmp_path), *small)

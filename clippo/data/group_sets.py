@@ -7,10 +7,11 @@
 
 PATH is local, ``s3://`` or the URL of another fsspec file system. FairFace is its two tables,
 ``fairface_label_train.csv`` and ``fairface_label_val.csv``, with ``train/`` and ``val/`` beside them or in
-the folder of the published archive. VL-Bias is ``verb/<activity>/`` and ``occu/<occupation>/`` with a folder
-of pictures for each group, which whoever labelled them makes; what lies beside these is of no group. Groups
-are whatever the column or the folders say: two or more, and an empty one for pictures that show none. What a
-group is called is how somebody labelled a picture, not who is on it.
+the folder of the published archive. VL-Bias is ``verb/<activity>/`` and ``occu/<occupation>/``. As released
+these have the pictures, and nothing says what group is on them; whoever labels them makes a folder for each
+group in these, and what lies beside is of no group. Groups are whatever the column or the folders say: two or
+more, and an empty one for pictures that show none. What a group is called is how somebody labelled a picture,
+not who is on it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import io
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ class GroupSet:
     """Pictures of people with a group and perhaps a concept each.
 
     Attributes:
-        groups: two or more names, sorted.
+        groups: two or more names, sorted; where no picture is labelled those that are asked for.
         concepts: names, sorted; empty if the set has only groups.
         templates: of each concept its prompts, empty where the model's is to be used.
         majority: of each concept the group that most of its pictures for training show, an index of
@@ -88,6 +89,11 @@ class GroupSet:
     pictures: tuple[GroupedImage, ...]
     fingerprint: str
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any picture says which group it shows."""
+        return any(picture.group >= 0 for picture in self.pictures)
+
 
 class _Row(NamedTuple):
     key: str
@@ -98,8 +104,12 @@ class _Row(NamedTuple):
     stamp: str
 
 
-def open_group_set(spec: str) -> GroupSet:
+def open_group_set(spec: str, like: GroupSet | None = None) -> GroupSet:
     """Opens ``people`` or ``name:PATH``, see the top of this file.
+
+    Args:
+        like: a set whose groups, and whose majority of a concept of the same name, are asked for where no
+            picture of this one is labelled; None: such a set is refused.
 
     Raises:
         ConfigError: an unknown name, or a PATH that does not exist or may not be read.
@@ -113,7 +123,29 @@ def open_group_set(spec: str) -> GroupSet:
         raise ConfigError(f"group set {BUNDLED} is bundled and takes no path, got {path!r}")
     if not path and name != BUNDLED:
         raise ConfigError(f"group set {spec!r} lacks the place of its files; write {name}:PATH")
-    return GROUP_SETS[name](path)
+    found = GROUP_SETS[name](path)
+    if like is not None and not found.groups and found.concepts:
+        usual = dict(zip(like.concepts, like.majority, strict=True))
+        majority = tuple(usual.get(concept, -1) for concept in found.concepts)
+        return replace(found, groups=like.groups, majority=majority)
+    if len(found.groups) < 2:
+        which = f"only {found.groups[0]!r}" if found.groups else "none"
+        raise DataError(
+            f"{name} needs pictures of two groups or more, and has {which}; put them into folders for each "
+            "group where the set has folders, or list them with a column group (grouped:FILE)"
+            + (
+                ""
+                if found.groups
+                else "; as it is it can be a test set of a sweep (data.test_sets), or "
+                "clippo evaluate --groups measures what is read as these"
+            )
+        )
+    return found
+
+
+def only_groups(groups: Sequence[str]) -> GroupSet:
+    """A set of no pictures, for its groups."""
+    return GroupSet("", tuple(groups), (), (), (), (), "")
 
 
 def _people(_: str) -> GroupSet:
@@ -196,8 +228,8 @@ def _vl_bias(path: str) -> GroupSet:
         rows.append(_Row(file.name, file.path, concept, "".join(group), None, file.stamp))
     if not rows:
         raise DataError(
-            f"vl-bias:{path} has no pictures; they must lie in verb/<activity>/<group>/ and "
-            "occu/<occupation>/<group>/"
+            f"vl-bias:{path} has no pictures; they must lie in verb/<activity>/ and occu/<occupation>/, or "
+            "in a folder for each group there"
         )
     return _set("vl-bias", rows, templates)
 
@@ -278,12 +310,6 @@ def _majority(rows: Sequence[_Row], groups: Sequence[str], concept: str) -> int:
 def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...]]) -> GroupSet:
     groups = sorted({row.group for row in rows} - {""})
     concepts = sorted({row.concept for row in rows} - {""})
-    if len(groups) < 2:
-        found = f"only {groups[0]!r}" if groups else "none"
-        raise DataError(
-            f"{name} needs pictures of two groups or more, and has {found}; put them into folders for each "
-            "group where the set has folders, or list them with a column group (grouped:FILE)"
-        )
     group_of = {"": -1} | {group: i for i, group in enumerate(groups)}
     concept_of = {"": -1} | {concept: i for i, concept in enumerate(concepts)}
     seen: set[str] = set()

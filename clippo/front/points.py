@@ -318,7 +318,7 @@ def _numbers(
         numbers[n] = correct / total, *limits_of_n
     for eval_set, ranked in counts.rankings.items():
         part, _, which = eval_set.partition("/")
-        for measure, values in _of_rankings(ranked).items() if part == name == "test" else ():
+        for measure, values in of_rankings(ranked).items() if part == name == "test" else ():
             numbers[f"{measure}/{which}"] = values
     low, high = limits
     ends = split.goal.value(low[:, 0]), split.goal.value(high[:, 0])
@@ -331,7 +331,7 @@ def _numbers(
     ]
 
 
-def _of_rankings(ranked: Ranked) -> dict[str, tuple[Array, Array, Array]]:
+def of_rankings(ranked: Ranked) -> dict[str, tuple[Array, Array, Array]]:
     """What else rankings say of each point, with 90 % intervals."""
     skew, table = ranked.skews(), ranked.table
     numbers = {"max_skew": (skew, *ranked.interval(skew, ranked.spread(), CONFIDENCE))}

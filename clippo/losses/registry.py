@@ -22,6 +22,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
 }
 
+OF_ONE_PICTURE = ("cross_entropy",)
+"""Losses that know only the right caption of a picture, so a pair of two pictures has nothing for them."""
+
 
 def resolve_loss(name: str) -> Callable[..., Tensor]:
     """The loss called ``name``; a ConfigError that lists the valid names if there is none.

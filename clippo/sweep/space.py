@@ -11,7 +11,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from clippo.config import SearchConfig
 from clippo.errors import ConfigError
-from clippo.losses import resolve_loss
+from clippo.losses import OF_ONE_PICTURE, resolve_loss
+from clippo.tasks import Task
 
 LOSSES_WITH_BETA = ("dpo", "ipo", "kto")
 SHARED = ("kl_weight", "learning_rate", "epochs", "orthogonality", "pairs")
@@ -80,17 +81,59 @@ def params_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def baseline(name: str, search: SearchConfig, trainable: str) -> dict[str, Any]:
+def check_pairs(search: SearchConfig, task: type[Task]) -> None:
+    """Refuses pairs that the task does not have, or that could be drawn with a loss which is not for them.
+
+    Raises:
+        ConfigError: that is so.
+    """
+    for kind in search.pairs:
+        if kind not in task.pair_kinds:
+            raise ConfigError(f"search.pairs has {kind!r}; it must be of: {', '.join(task.pair_kinds)}")
+    for loss in search.losses:
+        usable = pairs_for(loss, search, task)
+        for kind in drawn_pairs(search, task):
+            if kind not in usable:
+                raise ConfigError(
+                    f"search.losses has {loss!r}, which cannot be tuned on search.pairs {kind!r}: these "
+                    f"compare two pictures; leave one of the two out ({_of_one_picture(task)})"
+                )
+
+
+def drawn_pairs(search: SearchConfig, task: type[Task]) -> tuple[str, ...]:
+    """The kinds of pairs that a trial may have."""
+    return search.pairs or task.pair_kinds[:1]
+
+
+def pairs_for(loss: str, search: SearchConfig, task: type[Task]) -> list[str]:
+    """Those of them that a loss can be tuned on."""
+    not_for_it = task.image_kinds if loss in OF_ONE_PICTURE else ()
+    return [kind for kind in drawn_pairs(search, task) if kind not in not_for_it]
+
+
+def _of_one_picture(task: type[Task]) -> str:
+    kinds = [kind for kind in task.pair_kinds if kind not in task.image_kinds]
+    return f"pairs of one picture are: {', '.join(kinds) or 'none'}"
+
+
+def baseline(name: str, search: SearchConfig, trainable: str, task: type[Task]) -> dict[str, Any]:
     """Settings of a trial to compare with, in the middle of the ranges where it has a choice.
 
     ``cross_entropy`` is plain fine-tuning on the attacked pictures; weights interpolated between the
-    untouched model and it are PAINT (Ilharco et al., arXiv 2208.05592).
+    untouched model and it are PAINT (Ilharco et al., arXiv 2208.05592). Of the kinds of pairs that are
+    searched it has the first that it can be tuned on.
 
     Raises:
-        ConfigError: no such baseline.
+        ConfigError: no such baseline, or it can be tuned on none of the pairs.
     """
     if name != "cross_entropy":
         raise ConfigError(f"search.baselines has {name!r}; there is only cross_entropy")
+    if not (usable := pairs_for(name, search, task)):
+        raise ConfigError(
+            f"search.baselines has {name!r}, which can be tuned on none of search.pairs "
+            f"({', '.join(drawn_pairs(search, task))}): these compare two pictures; give --search.baselines "
+            f"no value, or add other pairs ({_of_one_picture(task)})"
+        )
     settings = {
         "loss": "cross_entropy",
         "beta": None,
@@ -101,5 +144,5 @@ def baseline(name: str, search: SearchConfig, trainable: str) -> dict[str, Any]:
     if trainable == "transform":
         settings["orthogonality"] = math.sqrt(math.prod(search.orthogonality))
     if search.pairs:
-        settings["pairs"] = search.pairs[0]
+        settings["pairs"] = usable[0]
     return settings

@@ -46,7 +46,7 @@ from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
 from clippo.sweep.scheduler import StoppingScheduler, rule_of
 from clippo.sweep.search import Numbers, Outcome, Proposal, Search, slowness
-from clippo.sweep.space import baseline
+from clippo.sweep.space import baseline, check_pairs
 from clippo.sweep.stored import is_resumed, stored
 from clippo.sweep.tracking import Tracking, check_tracking
 from clippo.sweep.trial import tune_trial
@@ -87,13 +87,10 @@ def check_settings(config: SweepConfig) -> None:
     """Refuses names that nothing has; what a single field may be, the configuration itself checks.
 
     Raises:
-        ConfigError: an unknown task, loss or baseline, a mirror that is none or has a password, or a tracker
-            that is not installed.
+        ConfigError: an unknown task, loss, baseline or kind of pairs, a loss or baseline that cannot be tuned
+            on the pairs, a mirror that is none or has a password, or a tracker that is not installed.
     """
-    kinds = task_named(config.task).pair_kinds
-    for kind in config.search.pairs:
-        if kind not in kinds:
-            raise ConfigError(f"search.pairs has {kind!r}; it must be of: {', '.join(kinds)}")
+    task = task_named(config.task)
     if config.data.folds and config.model.trainable != "transform":
         raise ConfigError(
             f"data.folds is {config.data.folds} with model.trainable {config.model.trainable!r}; only a "
@@ -101,8 +98,9 @@ def check_settings(config: SweepConfig) -> None:
         )
     for loss in config.search.losses:
         resolve_loss(loss)
+    check_pairs(config.search, task)
     for name in config.search.baselines:
-        baseline(name, config.search, config.model.trainable)
+        baseline(name, config.search, config.model.trainable, task)
     check_mirror(config.search.mirror)
     check_tracking(config)
 
@@ -232,9 +230,9 @@ class _Sweep:
         budget = _budget(config, self._objectives, untouched, self._finished, self._numbers)
         started = {p.trial_id: p for p in _started(self._store, config.name)}
         unfinished = [p for i, p in started.items() if i not in self._finished and _in_search(i)]
-        seed = {"seed": search_config.seed}
+        seed, task = {"seed": search_config.seed}, task_named(config.task)
         others = [
-            Proposal(name, 0, baseline(name, search_config, config.model.trainable) | seed)
+            Proposal(name, 0, baseline(name, search_config, config.model.trainable, task) | seed)
             for name in search_config.baselines
             if name not in started
         ]

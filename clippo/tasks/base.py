@@ -191,6 +191,9 @@ class Task(Protocol):
     pair_kinds: ClassVar[tuple[str, ...]]
     """Kinds of pairs that a trial may be tuned with; the first unless the search says otherwise."""
 
+    image_kinds: ClassVar[tuple[str, ...]]
+    """Those of them with pairs that compare two pictures; cross-entropy cannot be tuned on these."""
+
     words: ClassVar[Words]
     """How its numbers are called."""
 

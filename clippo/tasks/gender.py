@@ -13,7 +13,8 @@ pictures of them steer the search, ``test`` is only reported. The evaluation set
 for the seen concepts and, in the test split alone, for the held-out ones: nothing is tuned on those. With
 ``data.folds`` concept/unpaired and minority/unpaired are of the seen concepts too, each measured by weights
 that were tuned without its pairs: what would become of concepts like these if they were held out. Other
-test sets (``data.test_sets``) are reported as test/concept/NAME and test/group/NAME.
+test sets (``data.test_sets``) are reported as test/concept/NAME and test/group/NAME; where pictures show no
+group, test/neutral/NAME, and where none does, test/read_as_GROUP/NAME.
 
 C concepts, G groups
 """
@@ -21,24 +22,32 @@ C concepts, G groups
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from clippo.config import DataConfig, digest
-from clippo.data.datasets import SPLITS, ImageSource, open_source, splits_of
-from clippo.data.group_sets import GroupedImage, GroupSet, open_group_set
+from clippo.data.datasets import ImageSource, open_source
+from clippo.data.group_sets import BUNDLED, GroupedImage, open_group_set
 from clippo.errors import ConfigError, DataError
 from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.words import Words
-from clippo.tasks.base import PairTable, Part, Queries, Resize, Row, TrainRows
+from clippo.tasks.base import PairTable, Part, Resize, Row, TrainRows
 from clippo.tasks.group_pairs import MATCHINGS, Columns, told
+from clippo.tasks.group_parts import (
+    Captions,
+    Shown,
+    cells_of,
+    even,
+    measured_parts,
+    ranked_part,
+    read_part,
+    shown_rows,
+)
 
 WORDS = Words(
     task="what is read as gender",
@@ -95,57 +104,13 @@ WORDS = Words(
 )
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture of a set, with what its row says of it."""
-
-    key: str
-    load: Callable[[], Image.Image]
-    label: int
-    attack_label: int = -1
-    group: int = -1
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Where a group set's captions are among the classes: concepts, groups, each group with each concept."""
-
-    found: GroupSet
-    first: int
-
-    def concept(self, c: int) -> int:
-        return self.first + c
-
-    def group(self, g: int) -> int:
-        return self.first + len(self.found.concepts) + g
-
-    def at_work(self, g: int, c: int) -> int:
-        """The caption of a group with a concept."""
-        return self.group(len(self.found.groups)) + g * len(self.found.concepts) + c
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        return tuple(map(self.group, range(len(self.found.groups))))
-
-    def names(self) -> Iterator[tuple[str, str]]:
-        """Name and prompt of each; an empty prompt is the model's."""
-        prompts = ["\n".join(templates) for templates in self.found.templates]
-        yield from zip(self.found.concepts, prompts, strict=True)
-        yield from ((group, "") for group in self.found.groups)
-        for group in self.found.groups:
-            for concept, templates in zip(self.found.concepts, self.found.templates, strict=True):
-                if templates:
-                    yield concept, "\n".join(_with_group(t, group) for t in templates)
-                else:
-                    yield f"{group} {concept}", ""
-
-
 class GenderTask:
     """Pairs and evaluation sets of one data configuration."""
 
     pair_kinds: ClassVar[tuple[str, ...]] = (
         "correct", "image", "correct+image", "counter+image", "reverse",
     )  # fmt: skip
+    image_kinds: ClassVar[tuple[str, ...]] = ("image", "correct+image", "counter+image")
     words: ClassVar[Words] = WORDS
     gallery: ClassVar[tuple[str, ...]] = ("test/concept/seen", "test/concept/held_out")
 
@@ -164,7 +129,7 @@ class GenderTask:
             name, rest = _named(spec)
             if name in (*self.test_sets, "seen", "unpaired", "held_out", "kept"):
                 raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={rest} for one")
-            self.test_sets[name] = Captions(open_group_set(rest), first)
+            self.test_sets[name] = Captions(open_group_set(rest, like=found), first)
             first += len(list(self.test_sets[name].names()))
         self.kept: ImageSource | None = None
         if config.kept_source:
@@ -239,7 +204,7 @@ class GenderTask:
             self._own_parts("test", "seen", self.seen),
             self._own_parts("test", "held_out", self.held_out),
             self._kept_parts(),
-            *(self._test_parts(name, captions) for name, captions in self.test_sets.items()),
+            *(measured_parts(captions, name, self.config) for name, captions in self.test_sets.items()),
         )
         return {part.name: part for part in parts}
 
@@ -253,7 +218,7 @@ class GenderTask:
                 p.key, p.load, people.concept(p.concept), people.group(p.group),
                 group=told(p.group, found.majority[p.concept]),
             )
-            for p in _even(cells, self.config.train_pictures)
+            for p in even(cells, self.config.train_pictures)
         ]  # fmt: skip
         captions = [people.at_work(g, c) for g in groups for c in tuned]
         candidates = (*map(people.concept, tuned), *people.groups, *captions)
@@ -268,19 +233,23 @@ class GenderTask:
         groups = range(len(people.found.groups))
         wanted = -(-self.config.eval_pictures // (len(groups) * len(self.seen)))  # of each cell
         shown = [p for c in concepts for g in groups for p in cells[split, c, g][:wanted]]
-        yield self._ranked(people, f"{split}/concept/{which}", shown, concepts)
-        yield _read(people, f"{split}/minority/{which}", [p for p in shown if p.group != usual[p.concept]])
+        yield ranked_part(people, f"{split}/concept/{which}", shown, concepts, self.config.top_k)
+        minority = [p for p in shown if p.group != usual[p.concept]]
+        yield read_part(people, f"{split}/minority/{which}", minority)
         for fold, left_out in enumerate(self.folds if which == "seen" else ()):
             own = [p for p in shown if p.concept in left_out]
-            part = self._ranked(people, f"{split}/concept/unpaired/{fold}", own, left_out, among=concepts)
+            name, k = f"{split}/concept/unpaired/{fold}", self.config.top_k
+            part = ranked_part(people, name, own, left_out, k, among=concepts)
             yield replace(part, fold=fold)
-            minority = [p for p in own if p.group != usual[p.concept]]
-            yield replace(_read(people, f"{split}/minority/unpaired/{fold}", minority), fold=fold)
+            part = read_part(
+                people, f"{split}/minority/unpaired/{fold}", [p for p in minority if p.concept in left_out]
+            )
+            yield replace(part, fold=fold)
         if majority := [p for p in shown if p.group == usual[p.concept]]:
-            yield _read(people, f"{split}/majority/{which}", majority)
+            yield read_part(people, f"{split}/majority/{which}", majority)
         neutral = [p for c in concepts for p in cells[split, c, -1][:wanted] if usual[c] >= 0]
         if split == "test" and neutral:
-            yield _read(people, f"{split}/neutral/{which}", neutral)
+            yield read_part(people, f"{split}/neutral/{which}", neutral)
 
     def _kept_parts(self) -> Iterator[Part]:
         if self.kept is None:
@@ -296,40 +265,7 @@ class GenderTask:
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int, int], list[GroupedImage]]:
-        return _cells(self.people.found, self.config.split_seed)
-
-    def _ranked(
-        self, captions: Captions, name: str, pictures: Sequence[GroupedImage], concepts: Sequence[int],
-        among: Sequence[int] = (),
-    ) -> Part:  # fmt: skip
-        """Pictures ranked for each of the concepts, and told apart among these, or among more of them."""
-        found, k = captions.found, self.config.top_k
-        n_ranked = sum(p.group >= 0 for p in pictures)
-        if k > n_ranked:
-            raise ConfigError(
-                f"data.top_k is {k}, but {name} has {n_ranked} pictures of a group; "
-                "lower it or raise data.eval_pictures"
-            )
-        usual = tuple(found.majority[c] for c in concepts)
-        queries = Queries(
-            captions=tuple(map(captions.concept, concepts)),
-            k=k,
-            groups=found.groups,
-            majority=usual if min(usual) >= 0 else (),
-        )
-        shown = [Shown(p.key, p.load, captions.concept(p.concept), group=p.group) for p in pictures]
-        candidates = tuple(map(captions.concept, among or concepts))
-        return Part(name, shown, candidates, (name,), queries=queries)
-
-    def _test_parts(self, name: str, captions: Captions) -> Iterator[Part]:
-        found, n = captions.found, self.config.eval_pictures
-        cells = _cells(found, self.config.split_seed)
-        of_test = [cell for (split, _, _), cell in sorted(cells.items()) if split == "test"]
-        if concepts := range(len(found.concepts)):
-            shown = [p for p in _even(of_test, n) if p.concept >= 0]
-            yield self._ranked(captions, f"test/concept/{name}", shown, concepts)
-        of_groups = [cell for cell in of_test if cell[0].group >= 0]
-        yield _read(captions, f"test/group/{name}", _even(of_groups, n))
+        return cells_of(self.people.found, self.config.split_seed)
 
     @property
     def n_pairs(self) -> int:
@@ -337,9 +273,7 @@ class GenderTask:
         return n * 2 * (len(self.people.found.groups) - 1) + n // 2 * MATCHINGS
 
     def rows(self, part: Part, index: int, resize: Resize) -> Iterator[Row]:
-        picture: Shown = part.pictures[index]
-        image = resize(picture.load())
-        yield Row(part.sets[0], image, picture.label, picture.attack_label, picture.group)
+        yield from shown_rows(part, index, resize)
 
     @staticmethod
     def objectives(config: DataConfig) -> Objectives:
@@ -387,53 +321,12 @@ class GenderTask:
     @staticmethod
     def needs(config: DataConfig) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"pictures {config.source}", partial(open_group_set, config.source)
+        some = open_group_set(BUNDLED)  # whose groups they are does not matter here
         for spec in config.test_sets:
-            yield f"test set {spec}", partial(open_group_set, _named(spec)[1])
+            yield f"test set {spec}", partial(open_group_set, _named(spec)[1], like=some)
         if config.kept_source:
             source = partial(open_source, config.kept_source, config.split_seed, config.class_names)
             yield f"pictures {config.kept_source}", source
-
-
-def _read(captions: Captions, name: str, pictures: Sequence[GroupedImage]) -> Part:
-    """Pictures told apart among groups; of one that shows none its concept's majority counts as right."""
-    majority = captions.found.majority
-    shown = [
-        Shown(p.key, p.load, captions.group(p.group if p.group >= 0 else majority[p.concept]))
-        for p in pictures
-    ]
-    return Part(name, shown, captions.groups, (name,))
-
-
-def _cells(found: GroupSet, seed: int) -> dict[tuple[str, int, int], list[GroupedImage]]:
-    """The pictures of each split, concept and group, shuffled; empty where there are none."""
-    splits, _ = splits_of(found.pictures)
-    cells: dict[tuple[str, int, int], list[GroupedImage]] = defaultdict(list)
-    for picture, split in sorted(zip(found.pictures, splits, strict=True), key=lambda pair: pair[0].key):
-        cells[split, picture.concept, picture.group].append(picture)
-    return defaultdict(list, {place: _shuffled(cell, seed, place) for place, cell in cells.items()})
-
-
-def _shuffled(cell: Sequence[GroupedImage], seed: int, place: tuple[str, int, int]) -> list[GroupedImage]:
-    split, concept, group = place
-    order = np.random.default_rng([seed, SPLITS.index(split), concept + 1, group + 1]).permutation(len(cell))
-    return [cell[i] for i in order]
-
-
-def _even(cells: Sequence[Sequence[GroupedImage]], n: int) -> list[GroupedImage]:
-    """Up to n pictures, one of each cell in turn."""
-    deepest = max(map(len, cells), default=0)
-    return [cell[k] for k in range(deepest) for cell in cells if k < len(cell)][:n]
-
-
-def _with_group(template: str, group: str) -> str:
-    """A prompt that names the group.
-
-    >>> _with_group("a person is {}", "woman"), _with_group("a photo of a {}", "woman")
-    ('a woman is {}', 'a photo of a woman {}')
-    """
-    return (
-        template.replace("person", group) if "person" in template else template.replace("{}", f"{group} {{}}")
-    )
 
 
 def _named(spec: str) -> tuple[str, str]:

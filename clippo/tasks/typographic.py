@@ -101,6 +101,7 @@ class TypographicTask:
     """
 
     pair_kinds: ClassVar[tuple[str, ...]] = ("attacked",)
+    image_kinds: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[Words] = WORDS
     gallery: ClassVar[tuple[str, ...]] = ("test/attacked/seen", "test/attacked/held_out")
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from clippo.config import TrainConfig
-from clippo.errors import ConfigError, DivergedError
+from clippo.errors import DivergedError
 from clippo.evaluate import Counts
 from clippo.evaluate.counts import rank_and_world
+from clippo.losses import OF_ONE_PICTURE
 from clippo.model import BetaAverage, Policy, Weights
 from clippo.prepared import EvalData, PreparedSet
 from clippo.train.batches import Pairs, check_batches, epoch_batches
@@ -57,11 +58,8 @@ class _Tuning:
     ) -> None:  # fmt: skip
         self.policy, self._settings, self._config, self._device = policy, settings, config, device
         self.pairs = Pairs.of(prepared, frozen, settings.pairs, without)
-        if settings.loss == "cross_entropy" and self.pairs.across_P is not None:
-            raise ConfigError(
-                f"cross_entropy cannot be tuned on pairs {settings.pairs!r}, which compare two pictures; "
-                "leave it out of search.losses and search.baselines, or take other search.pairs"
-            )
+        of_one = settings.loss not in OF_ONE_PICTURE or self.pairs.across_P is None
+        assert of_one, f"{settings.loss} on pairs {settings.pairs!r}, which a sweep refuses before it starts"
         check_batches(len(self.pairs), config.batch_size, rank_and_world()[1])
         self.steps_per_epoch = math.ceil(len(self.pairs) / config.batch_size)
         self._total_steps = self.steps_per_epoch * settings.epochs
@@ -137,8 +135,7 @@ def fit(
         is_leaving: asked by rank 0 after every step; a checkpoint is written when it says yes.
 
     Raises:
-        ConfigError: a batch has fewer pairs than there are ranks, or cross-entropy is to be tuned on pairs of
-            two pictures.
+        ConfigError: a batch has fewer pairs than there are ranks.
         DivergedError: the loss became NaN or infinite; the message says at which step.
     """
     device = device or torch.device("cpu")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import gender_goal, report
 from benchmarks.common import RESULTS
 from benchmarks.gender_goal import GOALS, KEPT
 
@@ -69,6 +70,29 @@ def test_what_is_said_of_other_splits(runs: dict[str, Any]) -> None:
             told = [float(n) for n in re.findall(r"\.\d{3}\b", cell)]
             found = [numbers[model][name][0] for model in ("untouched", "fresh_seed")]
             assert told == pytest.approx(found, abs=0.0006), (seed, name)
+
+
+def test_wall_times_are_added_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = json.loads((RESULTS / "gender.json").read_text())
+    (tmp_path / "gender.json").write_text(
+        json.dumps(before | {"wall": [{"wall_s": 90.0, "load_before": 0.2}]})
+    )
+    seconds = iter((100.04, 300.0))
+    commands: list[list[str]] = []
+
+    def run(command: list[str], log: Path) -> float:
+        commands.append(command)
+        return next(seconds)
+
+    monkeypatch.setattr(gender_goal, "run", run)
+    gender_goal.main((), runs=2, results=tmp_path)
+    after = json.loads((tmp_path / "gender.json").read_text())
+    assert [one["wall_s"] for one in after["wall"]] == [90.0, 100.0, 300.0]
+    assert after["sweeps"] == before["sweeps"], "what stores had stays"
+    assert {tuple(command[:2]) for command in commands} == {("sweeps/gender_sweep.py", "--results")}
+    shown = report.section(tmp_path)
+    assert "| wall time of the default sweep | 100 (95-200) s | 3 | at most 180 | yes |" in shown
+    assert f"Rows of the stores default, {before['sweeps'][1]['run']}, " in shown
 
 
 def missed(sweep: dict[str, Any]) -> set[str]:

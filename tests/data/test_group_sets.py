@@ -45,6 +45,14 @@ def vl_bias(root: Path) -> Path:
     return root
 
 
+def released_vl_bias(root: Path, pictures: int = 1) -> Path:
+    """As VL-Bias is released: nothing says what group is on a picture."""
+    for i, concept in enumerate(("verb/baking", "verb/ice_skating", "occu/judge")):
+        for n in range(pictures):
+            picture(root / concept / f"{n}.jpg", i)
+    return root
+
+
 def grouped(root: Path) -> Path:
     lines = [
         "a.png,north,dancing,train",
@@ -98,6 +106,24 @@ def test_vl_bias(tmp_path: Path) -> None:
     assert all(template.count("{}") == 1 for template in activity + occupation)
     assert "a person is {}" in activity
     assert "a person is a {}" in occupation
+
+
+def test_vl_bias_as_released_takes_the_groups_of_another_set(tmp_path: Path) -> None:
+    spec, like = f"vl-bias:{released_vl_bias(tmp_path / 'released')}", open_group_set("people")
+    found = open_group_set(spec, like)
+    assert found.groups == ("man", "woman")
+    assert found.concepts == ("baking", "ice skating", "judge")
+    assert described(found) == [
+        ("occu/judge/0.jpg", "judge", "", None, COLORS[2]),
+        ("verb/baking/0.jpg", "baking", "", None, COLORS[0]),
+        ("verb/ice_skating/0.jpg", "ice skating", "", None, COLORS[1]),
+    ]
+    assert not found.is_labelled
+    assert {len(templates) for templates in found.templates} == {4}
+    assert found.majority == (-1, -1, like.majority[like.concepts.index("judge")])
+    labelled = f"vl-bias:{vl_bias(tmp_path / 'labelled')}"
+    assert open_group_set(labelled, like).majority == (-1, -1, 1), "its own labels stay"
+    assert open_group_set(labelled).is_labelled
 
 
 def test_any_table_of_any_groups(tmp_path: Path) -> None:
@@ -171,7 +197,8 @@ def odd_split(root: Path) -> Path:
         ("unfairface", fairface, ConfigError, "must be one of: people, fairface:PATH, fairface-race:PATH"),
         ("fairface", vl_bias, DataError, "has no fairface_label_train.csv"),
         ("fairface", broken_fairface, DataError, "has no picture train/1.jpg, the first in fairface"),
-        ("vl-bias", fairface, DataError, "must lie in verb/<activity>/<group>/ and occu/"),
+        ("vl-bias", fairface, DataError, "must lie in verb/<activity>/ and occu/<occupation>/, or"),
+        ("vl-bias", released_vl_bias, DataError, r"and has none; .* be a test set .*data\.test_sets\)"),
         ("grouped", fairface, DataError, "is no CSV file; give the file"),
         ("grouped", no_column, DataError, "people.csv has no column group; its columns are: path, kind"),
         ("grouped", one_group, DataError, "needs pictures of two groups or more, and has only 'north'"),

@@ -14,18 +14,20 @@ from PIL import Image
 
 from benchmarks.gender import measured
 from clippo.config import DataConfig, ModelConfig
+from clippo.data.group_sets import open_group_set
 from clippo.errors import ConfigError, DataError
 from clippo.evaluate import Counts
 from clippo.evaluate.rankings import mean_skew
+from clippo.evaluation import evaluate_model
 from clippo.front import wilson_interval
-from clippo.model import policy_of
+from clippo.model import ClipModel, policy_of
 from clippo.prepared import Location, PreparedSet, prepare
 from clippo.tasks import GenderTask, objectives_of
 from clippo.tasks.base import PairTable, TrainRows, joined_name
 from clippo.train import FileCheckpoints, TrialSettings, fit
 from clippo.train.ray_train import Shared, load_shared, measure_reference
 from sweeps.gender_sweep import gender_sweep
-from tests.data.test_group_sets import fairface
+from tests.data.test_group_sets import fairface, released_vl_bias
 
 SMALL = DataConfig(
     source="people", kept_source="demo", seen_share=0.6, folds=3, train_pictures=480, eval_pictures=288,
@@ -176,6 +178,12 @@ def test_image_pairs_prefer_the_minority_for_a_bare_concept() -> None:
     assert table.near.tolist() == [0, 1, *range(5, 11)], "and no caption of a group alone"
 
 
+@pytest.mark.parametrize("kind", GenderTask.pair_kinds)
+def test_kinds_that_compare_two_pictures_are_known(kind: str) -> None:
+    two_pictures = any(chosen != rejected for chosen, _, rejected, _ in cells(kind))
+    assert two_pictures == (kind in GenderTask.image_kinds)
+
+
 def test_pairs_of_images_want_a_majority() -> None:
     unknown = TrainRows(0, np.array([0]), np.array([2]), np.array([0]), tuple(range(8)))
     with pytest.raises(ConfigError, match=r"pairs 'image' want concepts with a majority group"):
@@ -226,6 +234,100 @@ def test_faces_without_concepts_are_told_apart_by_group(tmp_path: Path) -> None:
     assert (row.set_name, row.label) == ("test/group/fairface", faces.pictures[0].label)
 
 
+def test_a_test_set_without_labels_is_read_but_not_ranked(tmp_path: Path) -> None:
+    spec = f"vl-bias:{released_vl_bias(tmp_path, pictures=30)}"
+    task = GenderTask(replace(SMALL, test_sets=(spec,)))
+    concepts = task.parts["test/concept/vl-bias"]
+    assert named_in(task, concepts.candidates) == {"baking", "ice skating", "judge"}
+    assert concepts.queries is None, "MaxSkew needs labels"
+    assert {task.templates[c].count("{}") for c in concepts.candidates} == {4}
+    assert [p.key.split("/")[1] for p in concepts.pictures[:3]] == ["baking", "ice_skating", "judge"]
+    judges = [p.key for p in concepts.pictures if task.classes[p.label] == "judge"]
+    leaning = task.parts["test/neutral/vl-bias"]
+    assert [p.key for p in leaning.pictures] == judges, "the source knows the majority of these alone"
+    assert named_in(task, leaning.candidates) == {"man", "woman"}
+    assert named_in(task, {p.label for p in leaning.pictures}) == {"man"}
+    men = task.parts["test/read_as_man/vl-bias"]
+    assert [p.key for p in men.pictures] == [p.key for p in concepts.pictures]
+    assert named_in(task, {p.label for p in men.pictures}) == {"man"}
+    assert men.candidates == leaning.candidates
+    own = [name for name in task.parts if name.endswith("/vl-bias")]
+    assert len(own) == 3, "women are the rest"
+    with pytest.raises(DataError, match="vl-bias needs pictures of two groups or more, and has none"):
+        GenderTask(DataConfig(source=spec))
+    [check] = [check for what, check in GenderTask.needs(task.config) if what == f"test set {spec}"]
+    assert check() is not None
+
+
+def test_what_a_model_reads_on_pictures_without_labels(tmp_path: Path, small_cache: Path) -> None:
+    people = open_group_set("people")
+    for picture in people.pictures:  # that show no group
+        concept = people.concepts[picture.concept]
+        if picture.split == "test" and picture.group < 0 and concept in ("judge", "teacher"):
+            path = tmp_path / "occu" / concept / f"{picture.key.rsplit('/', 1)[1]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.load().save(path)
+    data = replace(SMALL, folds=0, train_pictures=48, eval_pictures=96, top_k=3)
+    shared = shared_of(replace(data, test_sets=(f"vl-bias:{tmp_path}",)), small_cache)
+    counts = {c.eval_set: c for c in measure_reference(shared, gpus=0) if c.eval_set.endswith("/vl-bias")}
+    assert set(counts) == {f"test/{name}/vl-bias" for name in ("concept", "neutral", "read_as_man")}
+    assert not any(c.rankings for c in counts.values())
+    assert counts["test/concept/vl-bias"].accuracy > 0.9
+    leaning, men = counts["test/neutral/vl-bias"], counts["test/read_as_man/vl-bias"]
+    assert leaning.n_total == men.n_total > 15
+    assert leaning.accuracy > 0.7, "judges are read as men, and teachers as women"
+    assert 0.2 < men.accuracy < 0.8
+
+
+def test_a_group_set_by_itself_is_measured_as_in_a_sweep(small_cache: Path) -> None:
+    data = replace(SMALL, folds=0, train_pictures=48, eval_pictures=96, top_k=3, test_sets=("again=people",))
+    shared = shared_of(data, small_cache)
+    in_sweep = {c.eval_set: c for c in measure_reference(shared, gpus=0) if c.eval_set.endswith("/again")}
+    clip, _, _ = load_shared(shared)
+    seen: list[tuple[int, int]] = []
+    alone, left_out = evaluate_model(
+        clip, "people", prompt=shared.model.prompt, pictures=96, font_size=data.font_size, top_k=3,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert {f"{c.eval_set}/again" for c in alone} == set(in_sweep)
+    assert {c.eval_set for c in alone} == {"test/concept", "test/group", "test/neutral"}
+    assert not left_out
+    assert seen[-1] == (sum(c.n_total for c in alone),) * 2
+    for counts in alone:
+        other = in_sweep[f"{counts.eval_set}/again"]
+        assert counts.n_total == other.n_total
+        assert counts.n_correct == pytest.approx(other.n_correct, abs=1), "sums in another order"
+        assert len(counts.rankings) == len(other.rankings)
+    ranked, other = alone[0], in_sweep["test/concept/again"]
+    assert len(ranked.rankings) == 20
+    assert {r.majority for r in ranked.rankings} == {0, 1}
+    assert [(r.query, r.pool, r.majority) for r in ranked.rankings] == [
+        (r.query, r.pool, r.majority) for r in other.rankings
+    ]
+    assert mean_skew(ranked.rankings) == pytest.approx(mean_skew(other.rankings), abs=0.03)
+
+
+def test_a_group_set_by_itself_is_refused_where_nothing_can_be_said(clip: ClipModel, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"prompt": "{}", "pictures": 24, "font_size": (0.1, 0.2)}
+    with pytest.raises(ConfigError, match=r"top_k is 24, but test/concept/set has 16 pictures"):
+        evaluate_model(clip, "people", **settings)
+    with pytest.raises(ConfigError, match=r"concepts of people have names; leave out class_names \(a\.txt\)"):
+        evaluate_model(clip, "people", **settings, class_names="a.txt")
+    released = f"vl-bias:{released_vl_bias(tmp_path, pictures=30)}"
+    with pytest.raises(DataError, match=r"it can be a test set of a sweep .* clippo evaluate --groups"):
+        evaluate_model(clip, released, **settings)
+    with pytest.raises(ConfigError, match="groups is 'man' alone; give two or more"):
+        evaluate_model(clip, released, **settings, groups=("man",))
+    with pytest.raises(ConfigError, match=r"people has labels of its own \(man, woman\); leave out groups"):
+        evaluate_model(clip, "people", **settings, groups=("man", "woman"))
+    with pytest.raises(ConfigError, match=r"demo is no set of people; leave out groups \(man, woman\)"):
+        evaluate_model(clip, "demo", **settings, groups=("man", "woman"))
+    counts, _ = evaluate_model(clip, released, **settings, groups=("man", "woman", "child"))
+    assert [(c.eval_set, c.rankings) for c in counts] == [
+        ("test/concept", ()), ("test/read_as_man", ()), ("test/read_as_woman", ()),
+    ]  # fmt: skip
+
+
 def train_rows(task: GenderTask) -> TrainRows:
     part = task.parts["train"]
     columns = zip(*((p.label, p.attack_label, p.group) for p in part.pictures), strict=True)
@@ -255,7 +357,7 @@ def same_name(folder: Path) -> DataConfig:
         (
             deep_top,
             ConfigError,
-            r"data.top_k is 30, but validation/concept/seen has 10 pictures of a group; lower it",
+            r"top_k is 30, but validation/concept/seen has 10 pictures of a group; lower it, or take more",
         ),
         (many_folds, ConfigError, "data.folds is 3, but only 2 concepts are seen; lower it"),
         (same_name, ConfigError, "data.test_sets has two sets named 'seen'; write NAME=people"),
@@ -340,14 +442,6 @@ def quick_trial(
 def counts_at(report: Mapping[str, Any], name: str) -> dict[str, Counts]:
     """Of each variant."""
     return {e["variant"]: Counts.of(e) for e in report["evals"] if e["eval_set"] == name}
-
-
-def test_cross_entropy_of_two_pictures_is_refused(shared: Shared, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be tuned on pairs 'image'.*other search.pairs"):
-        tuned(
-            shared, tmp_path, loss="cross_entropy", beta=None, kl_weight=0.0, learning_rate=1e-3, epochs=1,
-            pairs="image",
-        )  # fmt: skip
 
 
 def test_a_fold_is_measured_by_a_trial_that_never_had_its_pairs(shared: Shared, tmp_path: Path) -> None:

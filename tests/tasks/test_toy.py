@@ -106,6 +106,12 @@ def swept(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return Swept(config, store, shared, prepared, reference, reports[-1])
 
 
+def test_kinds_that_compare_two_pictures_are_known(swept: Swept) -> None:
+    tables = {kind: swept.prepared.pairs(kind) for kind in SquaresTask.pair_kinds}
+    across = [kind for kind, table in tables.items() if (table.picture_w != table.picture_l).any()]
+    assert across == list(SquaresTask.image_kinds)
+
+
 def test_pictures_are_ranked_by_the_cosines_of_the_weights(swept: Swept) -> None:
     clip, prepared, frozen = load_shared(swept.shared)
     (data,) = prepared.evaluation_of("test")

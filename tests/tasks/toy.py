@@ -44,6 +44,7 @@ class SquaresTask:
     """Squares of two colours on dark and light grounds."""
 
     pair_kinds: ClassVar[tuple[str, ...]] = ("colours", "grounds")
+    image_kinds: ClassVar[tuple[str, ...]] = ("grounds",)
     gallery: ClassVar[tuple[str, ...]] = ("test/colour",)
     words: ClassVar[Words] = Words(
         task="colours of squares",
