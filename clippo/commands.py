@@ -322,6 +322,8 @@ class DoctorCommand(SweepConfig):
 
     probe_trial: bool = True
     """Run a short real trial, of a minute at most, and say what the sweep would take."""
+    worker_wait: float = 600.0
+    """How long to wait for a worker with --autoscaling, when none is up to be checked [seconds]."""
     price_per_device_hour: float | None = None
     """Price of a GPU, or of a CPU where workers have no GPU, for an hour, in any currency, where
     the file of --prices does not say it."""
@@ -340,8 +342,10 @@ class DoctorCommand(SweepConfig):
             if not 0 <= price < math.inf:
                 raise ConfigError(f"--price-per-device-hour is {price:g}; give 0 or more")
             prices[""] = price  # of a device without a name, which every device is
+        if not 0 <= self.worker_wait < math.inf:
+            raise ConfigError(f"--worker-wait is {self.worker_wait:g}; give 0 or more seconds")
         config = SweepConfig(**{f.name: getattr(self, f.name) for f in fields(SweepConfig)})
-        findings = examine(config, probe_trial=self.probe_trial, prices=prices)
+        findings = examine(config, probe_trial=self.probe_trial, prices=prices, worker_wait=self.worker_wait)
         return 2 if print_findings(findings, Console()) else 0
 
 

@@ -274,7 +274,8 @@ class SweepConfig:
     gpus_per_worker: float = 0.0
     """GPUs of each worker process, or of the trial itself when workers is 0."""
     autoscaling: bool = False
-    """The cluster adds machines when they are asked for: wait for CPUs and GPUs that it does not have yet."""
+    """The cluster adds machines when they are asked for: wait for CPUs and GPUs that it does not have yet, up
+    to what its launcher's configuration or KubeRay's allows."""
     dry_run: bool = False
     """Print the configuration, the search space, the resources, an estimate and what is missing, and run
     nothing."""

@@ -35,8 +35,9 @@ from clippo.results import ResultStore
 from clippo.results.objects import MIN_FREE, Objects
 from clippo.results.spool import Spool
 from clippo.results.spooled import spool_folder
-from clippo.sweep.cluster import check_resources, cluster_resources, joined_ray, resources_of_a_trial
-from clippo.sweep.cost import estimate, price_of, remember, work_of
+from clippo.sweep.autoscaler import most_resources, one_worker
+from clippo.sweep.cluster import check_resources, joined_ray
+from clippo.sweep.cost import Speed, estimate, price_of, remember, work_of
 from clippo.sweep.plan import needs
 from clippo.sweep.probe import probes
 from clippo.sweep.tuner import check_settings
@@ -45,7 +46,8 @@ from clippo.train.memory import Memory, estimated_memory
 
 DECODED = 3  # pictures of each part that are really decoded
 ANSWER = 60.0  # how long a node may take to answer [s]
-PROBE = 60.0  # how long the short trials may take [s]
+PROBE = 60.0  # how long the short trials may take, once they run [s]
+WORKER_WAIT = 600.0  # how long a node that is added may take [s]
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,22 @@ class Finding:
     check: str
     detail: str
     problem: bool = False
+    waits: bool = False  # nothing is found yet: it says for what, and how long
 
 
 def examine(
-    config: SweepConfig, *, probe_trial: bool = True, prices: Mapping[str, float] = MappingProxyType({})
+    config: SweepConfig,
+    *,
+    probe_trial: bool = True,
+    prices: Mapping[str, float] = MappingProxyType({}),
+    worker_wait: float = WORKER_WAIT,
 ) -> Iterator[Finding]:
     """Looks at everything that a sweep with this configuration needs; what is wrong is a finding, too.
 
     Args:
         probe_trial: run a short real trial, and say what the sweep would take.
         prices: of devices for an hour, which go before the list prices (``price_of``).
+        worker_wait: how long an autoscaling cluster may take to add a node [s].
     """
     config = absolute(config)
     yield _tried("settings", lambda: _settings(config))
@@ -88,18 +96,23 @@ def examine(
         ) as error:  # Ray raises whatever went wrong: RuntimeError, ConnectionError, ValueError
             yield Finding("Ray", f"{_last_line(error)}; check RAY_ADDRESS and `ray status`", problem=True)
             return
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        yield (resources := _tried("resources", lambda: check_resources(config)))
+        added = list[Finding]()
+        for finding in _first_worker(config, worker_wait):
+            yield finding
+            added.append(finding)
+        nodes = _alive()
         alike: list[Mapping[str, Any]] = []
         for node, finding in _versions(nodes):
             yield finding
             alike += [] if finding.problem else [node]
         if not data.problem:
             yield from _seen_from(alike, config)
-        yield (resources := _tried("resources", lambda: _resources(config)))
         if memory is not None:
             yield from _memory(nodes, config, memory)
-        if probe_trial and memory is not None and not (data.problem or resources.problem):
-            yield from _estimate(config, prices)
+        in_order = not any(finding.problem for finding in (data, resources, *added))
+        if probe_trial and memory is not None and in_order:
+            yield from _estimate(config, prices, worker_wait)
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> int:
@@ -111,6 +124,9 @@ def print_findings(findings: Iterable[Finding], console: Console) -> int:
     problems = 0
     with Live(table, console=console, vertical_overflow="visible"):
         for found in findings:
+            if found.waits:  # at once, also where the table is shown at its end
+                console.print(Text(f"{found.check}: {found.detail}"))
+                continue
             mark = "[red]problem[/]" if found.problem else "[green]ok[/]"
             table.add_row(Text(found.check), mark, Text(found.detail))
             problems += found.problem
@@ -184,6 +200,36 @@ def _reach_head() -> None:
 
 
 # --- the nodes -------------------------------------------------------------------------------------------
+
+
+def _alive() -> list[Any]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _first_worker(config: SweepConfig, seconds: float) -> Iterator[Finding]:
+    """Has an autoscaling cluster at rest add a node, of which all else is then asked, too."""
+    wanted = {kind: n for kind, n in (("CPU", 1.0), ("GPU", config.gpus_per_worker)) if n}
+
+    def has_room(resources: Mapping[str, float]) -> bool:
+        return all(resources.get(kind, 0.0) >= n for kind, n in wanted.items())
+
+    if not config.autoscaling or any(has_room(node["Resources"]) for node in _alive()):
+        return
+    check, size = "a worker", " and ".join(f"{n:g} {kind}" for kind, n in wanted.items())
+    most = most_resources()
+    if most and not has_room(most):
+        never = f"the cluster may add none with {size}: nothing of workers was checked; raise its max_workers"
+        yield Finding(check, never, problem=True)
+        return
+    yield Finding(check, f"none is up; waiting for one with {size}, at most {seconds:g} s", waits=True)
+    began = time.monotonic()
+    if one_worker(wanted, seconds):
+        yield Finding(check, f"one with {size} came up in {time.monotonic() - began:.0f} s")
+        return
+    late = (
+        f"no worker with {size} came up in {seconds:g} s: nothing of workers was checked; see `ray status` "
+    )
+    yield Finding(check, late + "and the logs of the autoscaler, or raise --worker-wait", problem=True)
 
 
 def _versions(nodes: list[Any]) -> Iterator[tuple[Any, Finding]]:
@@ -282,17 +328,7 @@ def _asked(nodes: list[Any], question: Callable[..., Any], *args: Any) -> Iterat
             yield node, _last_line(error)
 
 
-# --- resources -------------------------------------------------------------------------------------------
-
-
-def _resources(config: SweepConfig) -> str:
-    check_resources(config)
-    have, at_once = cluster_resources(), config.search.concurrency
-    return ", ".join(
-        f"{at_once} trials at once x {each:g} {kind} = {at_once * each:g} of {have.get(kind, 0.0):g}"
-        for kind, each in resources_of_a_trial(config).items()
-        if each
-    ) + (" now; the cluster adds what it lacks" if config.autoscaling else "")
+# --- memory ----------------------------------------------------------------------------------------------
 
 
 def _memory(nodes: list[Any], config: SweepConfig, memory: Memory) -> Iterator[Finding]:
@@ -339,10 +375,20 @@ def _gpu_memory() -> int | str:
 # --- what it would take ----------------------------------------------------------------------------------
 
 
-def _estimate(config: SweepConfig, prices: Mapping[str, float]) -> Iterator[Finding]:
+def _probes_once_begun(config: SweepConfig) -> Iterator[Speed | None]:
+    yield None  # so that waiting for a node is not counted
+    yield from probes(config)
+
+
+def _estimate(config: SweepConfig, prices: Mapping[str, float], worker_wait: float) -> Iterator[Finding]:
     """What the sweep takes, by the longest of the short trials that ended in time."""
-    task = ray.remote(probes).options(num_cpus=1, num_gpus=config.gpus_per_worker, max_retries=0)
+    task = ray.remote(_probes_once_begun).options(num_cpus=1, num_gpus=config.gpus_per_worker, max_retries=0)
     running: Any = task.remote(config)
+    begin_in = worker_wait if config.autoscaling else PROBE
+    if not ray.wait([running], timeout=begin_in)[0]:
+        ray.cancel(running, force=True)
+        yield Finding("a short trial", f"no node had room for it in {begin_in:g} s; no estimate")
+        return
     end, speed = time.monotonic() + PROBE, None
     while ray.wait([running], timeout=max(0.0, end - time.monotonic()))[0]:
         try:
@@ -355,9 +401,7 @@ def _estimate(config: SweepConfig, prices: Mapping[str, float]) -> Iterator[Find
     else:
         ray.cancel(running, force=True)
     if speed is None:
-        yield Finding(
-            "a short trial", f"not finished in {PROBE:.0f} s (perhaps nodes start first); no estimate"
-        )
+        yield Finding("a short trial", f"not finished in {PROBE:.0f} s; no estimate")
         return
     speed = replace(speed, price=price_of(speed.device, prices))
     remember(config, speed)

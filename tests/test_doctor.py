@@ -263,8 +263,8 @@ def test_a_table_of_prices_that_cannot_be_read(tmp_path: Path) -> None:
             read_prices(str(path))
 
 
-@pytest.mark.parametrize("flag", ["--prices", "--price-per-device-hour"])
-def test_a_price_that_is_refused(flag: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["--prices", "--price-per-device-hour", "--worker-wait"])
+def test_a_number_that_is_refused(flag: str, tmp_path: Path) -> None:
     (tmp_path / "-1").write_text("L4")
     done = subprocess.run(
         [sys.executable, "-m", "clippo", "doctor", f"{flag}=-1"],

@@ -20,6 +20,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from clippo.config import SweepConfig
 from clippo.errors import ResourceError
+from clippo.sweep.autoscaler import most_resources
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def trial_resources(config: SweepConfig) -> dict[str, float]:
     if config.max_workers == 0:
         return {"cpu": 1.0} | ({"gpu": config.gpus_per_worker} if config.gpus_per_worker else {})
     # A driver that reserved a CPU could starve its own workers, silently.
-    return {"trial_driver": 1.0} if "trial_driver" in cluster_resources() else {"cpu": DRIVER_CPU}
+    return {"trial_driver": 1.0} if "trial_driver" in ray.cluster_resources() else {"cpu": DRIVER_CPU}
 
 
 def resources_of_a_trial(config: SweepConfig) -> dict[str, float]:
@@ -140,43 +141,45 @@ def resources_of_a_trial(config: SweepConfig) -> dict[str, float]:
     return wanted
 
 
-def cluster_resources() -> dict[str, float]:
-    """What the cluster has, or may grow to where its autoscaler tells."""
-    now, most = ray.cluster_resources(), most_resources()
-    return {kind: max(now.get(kind, 0.0), float(most.get(kind, 0.0))) for kind in now.keys() | most.keys()}
+def check_resources(config: SweepConfig) -> str:
+    """Refuses more trials at once than the cluster can run, all its nodes added; returns the arithmetic.
 
-
-def most_resources() -> dict[str, int]:
-    """What the cluster may grow to; only what its autoscaler tells."""
-    # Not public, and what Ray Train itself looks at; the open-source autoscaler of Ray 2.60 does not fill it.
-    return ray_state.get_max_resources_from_cluster_config() or {}
-
-
-def check_resources(config: SweepConfig) -> None:
-    """Refuses more trials at once than the cluster can run, all its nodes added.
-
-    Ray's open-source autoscaler does not tell how many nodes it may add (Ray 2.60), so with ``autoscaling``
-    what it has not told is not counted, except for the places of trial drivers, which are on the head.
+    With ``autoscaling`` what counts is what the cluster may grow to; where nothing tells that, only the
+    places of trial drivers, which are on the head.
 
     Raises:
         ResourceError: with the arithmetic.
     """
-    have, told, at_once = cluster_resources(), most_resources(), config.search.concurrency
-    if config.is_elastic and not have.get("trial_driver"):
+    now, at_once = ray.cluster_resources(), config.search.concurrency
+    most = most_resources() if config.autoscaling else {}
+    if config.is_elastic and not now.get("trial_driver"):
         # Ray Train counts whole nodes when it asks how many workers fit, whatever drivers have taken of them.
         raise ResourceError(
             f"workers is {config.workers}, for which the cluster must have a place for each trial's driver; "
             f"start its head with --resources='{{\"trial_driver\": {at_once}}}' or fix the number of workers"
         )
+    sums = []
     for kind, each in resources_of_a_trial(config).items():
-        if config.autoscaling and kind != "trial_driver" and kind not in told:
+        if not each:
             continue
-        if at_once * each > have.get(kind, 0.0) + 1e-9:
+        have = max(now.get(kind, 0.0), most.get(kind, 0.0))
+        grows = config.autoscaling and kind != "trial_driver"
+        if at_once * each > have + 1e-9 and (most or not grows):
             raise ResourceError(
-                f"{at_once} trials at once x {each:g} {kind} are {at_once * each:g} {kind}, the cluster has "
-                f"{have.get(kind, 0.0):g}; lower search.concurrency or workers, or add nodes "
-                "(--autoscaling where the cluster does so itself)"
+                f"{at_once} trials at once x {each:g} {kind} are {at_once * each:g} {kind}, the cluster "
+                f"{'may grow to' if most else 'has'} {have:g}; lower search.concurrency or workers, or "
+                + (
+                    "raise its max_workers"
+                    if most
+                    else "add nodes (--autoscaling where the cluster does so itself)"
+                )
             )
+        told = f" now, at most {have:g}" if most else " now; what the cluster may grow to is not known"
+        sums.append(
+            f"{at_once} trials at once x {each:g} {kind} = {at_once * each:g} of {now.get(kind, 0.0):g}"
+            + told * grows
+        )
+    return ", ".join(sums)
 
 
 def preparing_workers(config: SweepConfig) -> int:

@@ -40,7 +40,7 @@ def proposals(config: SweepConfig, front: Front) -> list[Proposal]:
 
 def with_workers(config: SweepConfig) -> SweepConfig:
     """The configuration of the confirming trials: two workers where the cluster has room for them."""
-    if config.max_workers or config.autoscaling:  # what such a cluster may grow to is not known
+    if config.max_workers or config.autoscaling:  # what such a cluster may grow to is not always known
         return config
     if config.train.batch_size < 4:  # an odd number of pairs could leave a worker without one
         return config

@@ -36,10 +36,11 @@ class RayCluster:
 
     Args:
         folder: for everything that the nodes write; Ray's sockets want a short path.
-        autoscaled: whether the head adds up to three nodes of one CPU, and takes away what is idle for 6 s.
+        autoscaled: whether the head adds nodes of one CPU, and takes away what is idle for 6 s.
+        most: how many it may add.
     """
 
-    def __init__(self, folder: Path, server: S3Server, *, autoscaled: bool = False) -> None:
+    def __init__(self, folder: Path, server: S3Server, *, autoscaled: bool = False, most: int = 3) -> None:
         self._folder, self._nodes = folder, list[subprocess.Popen[bytes]]()
         self.token = secrets.token_hex(32)
         (folder / "token").write_text(self.token)
@@ -64,7 +65,7 @@ class RayCluster:
         self._head = [
             "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
             "--num-cpus=0", '--resources={"trial_driver": 3}', OBJECT_STORE,
-            *(self._autoscaling() if autoscaled else []),
+            *(self._autoscaling(most) if autoscaled else []),
         ]  # fmt: skip
 
     def start_head(self) -> None:
@@ -82,9 +83,10 @@ class RayCluster:
                     pytest.fail(f"no head: {error}\n{(self._folder / 'node-0.log').read_text()}")
                 time.sleep(0.2)
 
-    def _autoscaling(self) -> list[str]:
+    def _autoscaling(self, most: int) -> list[str]:
         """Flags of a head that adds nodes itself, by the autoscaler v2 as on Kubernetes."""
         config = yaml.safe_load(Path(__file__).with_name("autoscaling.yaml").read_text())
+        config["max_workers"] = config["available_node_types"]["spot"]["max_workers"] = most
         config["provider"] |= {"gcs_address": self._address, "head_node_id": FAKE_HEAD_NODE_ID}
         self._machine |= {
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -189,6 +191,11 @@ class RayCluster:
         entry_point = ["python", str(ROOT / "sweeps/typo_sweep.py"), *FLAGS, *flags]
         return self.ray("job", "submit", *options, "--", *entry_point)
 
+    def doctor(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        """``clippo doctor`` on the head, with lines so long that none is folded."""
+        wide = ("job", "submit", "--", "env", "COLUMNS=1000", "python", "-m", "clippo", "doctor")
+        return self.ray(*wide, *SMALL_SWEEP, *flags)
+
     def close(self) -> None:
         """Ends its nodes; ``ray stop`` would end every Ray on the machine."""
         for node in reversed(self._nodes):
@@ -198,10 +205,10 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def ray_cluster(server: S3Server, *, autoscaled: bool = False) -> Iterator[RayCluster]:
+def ray_cluster(server: S3Server, *, autoscaled: bool = False, most: int = 3) -> Iterator[RayCluster]:
     """A running head, and after it nothing that it has started."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # Ray's sockets want a short path
-    cluster = RayCluster(folder, server, autoscaled=autoscaled)
+    cluster = RayCluster(folder, server, autoscaled=autoscaled, most=most)
     try:
         cluster.start_head()
         yield cluster

@@ -2,6 +2,8 @@
 
 import re
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -80,3 +82,51 @@ def test_the_upload_is_the_code_and_nothing_else(cluster: RayCluster) -> None:
     names = set(re.findall(r"^[\w.]+$", listed.stdout, re.MULTILINE))
     assert {"clippo", "sweeps", "pyproject.toml"} <= names, listed.stdout
     assert not names & {".git", ".venv", "results", "data", "tests"}
+
+
+WHERE = """
+import clippo, ray
+ray.init()
+there = ray.remote(lambda: __import__('clippo').__file__)
+print('of the driver:', clippo.__file__)
+print('of a worker:', ray.get(there.options(num_cpus=1).remote()))
+"""
+
+
+def test_the_upload_goes_before_what_is_installed(cluster: RayCluster) -> None:
+    """Every node has this project installed, as a machine has it from its image."""
+    installed = cluster.ray("job", "submit", "--", "python", "-c", f'exec("""{WHERE}""")')
+    uploaded = cluster.ray(
+        "job", "submit", "--working-dir", ".", "--", "python", "-c", f'exec("""{WHERE}""")'
+    )
+    folder = "/runtime_resources/working_dir_files/"
+    for process in ("of the driver", "of a worker"):
+        assert folder not in _told(process, installed.stdout)
+        assert folder in _told(process, uploaded.stdout)
+
+
+def _told(process: str, log: str) -> str:
+    found = re.search(rf"^{process}: (.*/clippo/__init__.py)$", log, re.MULTILINE)
+    assert found is not None, log
+    return found[1]
+
+
+def test_the_dashboard_asks_for_the_token(cluster: RayCluster) -> None:
+    """The page comes to everybody, what it shows does not (docs/WATCHING.md)."""
+    dashboard = cluster.user["RAY_API_SERVER_ADDRESS"]
+
+    def status(path: str, **headers: str) -> int:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(dashboard + path, headers=headers)) as answer:
+                assert path != "/" or b"<title>Ray Dashboard</title>" in answer.read()
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
+    told = cluster.ray("get-auth-token")
+    assert told.stdout == cluster.token
+    assert status("/") == 200
+    assert status("/api/jobs/") == 401
+    assert status("/api/jobs/", Authorization=f"Bearer {'f' * 64}") == 403
+    assert status("/api/jobs/", Cookie=f"ray-authentication-token={told.stdout}") == 200

@@ -1,17 +1,24 @@
 """What a sweep takes of a cluster, and why a trial failed."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
+import yaml
+from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from clippo.config import SearchConfig, SweepConfig, TrainConfig
 from clippo.errors import DivergedError, ResourceError
-from clippo.sweep import cluster
+from clippo.sweep import autoscaler, cluster
+from clippo.sweep.autoscaler import most_of_workers
 from clippo.sweep.cluster import check_resources, joined_ray
 from clippo.sweep.trial import failure_reason
+from tests.conftest import ROOT
 
 
 def asking(at_once: int, workers: int, gpus: float = 0.0, autoscaling: bool = False) -> SweepConfig:
@@ -44,11 +51,59 @@ def test_more_than_there_is_is_refused_with_the_arithmetic(
         assert str(refused.value).startswith(arithmetic)
         assert "lower search.concurrency or workers, or add nodes" in str(refused.value)
     check_resources(asking(2, workers=9, gpus=1.0, autoscaling=True))
-    # What an autoscaler tells that does (the open-source one of Ray 2.60 does not).
+    # What is known of an autoscaler.
     monkeypatch.setattr(cluster, "most_resources", lambda: {"CPU": 64, "GPU": 4})
     check_resources(asking(2, workers=2, gpus=1.0, autoscaling=True))
-    with pytest.raises(ResourceError, match="2 trials at once x 9 GPU are 18 GPU, the cluster has 4;"):
+    with pytest.raises(
+        ResourceError, match="2 trials at once x 9 GPU are 18 GPU, the cluster may grow to 4;"
+    ):
         check_resources(asking(2, workers=9, gpus=1.0, autoscaling=True))
+
+
+def configured(max_workers: int, **types: tuple[int, dict[str, float]]) -> AutoscalingConfig:
+    """Of a head and other types of nodes: how many there may be, and what one has."""
+    file = yaml.safe_load((ROOT / "tests/integration/autoscaling.yaml").read_text())
+    head = {"head": {"resources": {"CPU": 64}, "node_config": {}}}
+    others = {n: {"max_workers": m, "resources": r, "node_config": {}} for n, (m, r) in types.items()}
+    file |= {"max_workers": max_workers, "available_node_types": head | others, "head_node_type": "head"}
+    return AutoscalingConfig(file, skip_content_hash=True)
+
+
+def test_what_workers_may_be_added() -> None:
+    small, large = (4, {"CPU": 2}), (2, {"CPU": 16, "GPU": 1})
+    assert most_of_workers(configured(6, small=small, large=large)) == {"CPU": 40, "GPU": 2}
+    # Of three of any kind, two are large and one is small; and the head's CPUs are not of workers.
+    assert most_of_workers(configured(3, small=small, large=large)) == {"CPU": 34, "GPU": 2}
+    assert most_of_workers(configured(1, small=small, large=large)) == {"CPU": 16, "GPU": 1}
+    assert not any(most_of_workers(configured(0, small=small, large=large)).values())
+
+
+@pytest.mark.parametrize("file", ["aws.yaml", "gcp.yaml"])
+def test_what_the_launchers_files_may_add(file: str) -> None:
+    config = yaml.safe_load((ROOT / "cluster" / file).read_text())
+    assert most_of_workers(AutoscalingConfig(config, skip_content_hash=True)) == {"CPU": 64, "GPU": 8}
+
+
+def test_what_kuberay_may_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest's own numbers, through what Ray makes of the answer of a Kubernetes API."""
+    documents = yaml.safe_load_all((ROOT / "cluster/kuberay/rayjob.yaml").read_text())
+    (job,) = (document for document in documents if document["kind"] == "RayJob")
+    asked = []
+
+    def get(client: KubernetesHttpApiClient, path: str) -> dict[str, Any]:
+        asked.append((client._namespace, path))
+        return {"metadata": {"name": "made-up", "namespace": "a"}, "spec": job["spec"]["rayClusterSpec"]}
+
+    monkeypatch.setattr(KubernetesHttpApiClient, "get", get)
+    monkeypatch.setattr(autoscaler, "IN_CLUSTER_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "made-up")
+    assert autoscaler._of_configured_workers("nobody:1") is None, "no pod"
+    (tmp_path / "token").write_text("")
+    (tmp_path / "namespace").write_text("a\n")
+    most = autoscaler._of_configured_workers("nobody:1")
+    assert most is not None
+    assert asked == [("a", "rayclusters/made-up")]
+    assert (most["CPU"], most["GPU"]) == (8 * 7, 8)
 
 
 def too_large(kind: str) -> None:
