@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # Ray brings it
+import psutil  # type: ignore[import-untyped]
 import ray
 from ray._private.state import state as ray_state
 from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
