@@ -16,6 +16,7 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private.state import state as ray_state
 from ray._private.utils import write_ray_address
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # generated
+from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from clippo.config import SweepConfig
@@ -37,6 +38,7 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
         raise ResourceError(
             f"Ray is {ray.__version__}; a sweep leans on what {RAY} does: pip install 'ray=={RAY}.*'"
         )
+    _keep_credentials()
     if ray.is_initialized():
         yield
         return
@@ -66,6 +68,16 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _keep_credentials() -> None:
+    """Has Ray Tune not hand AWS's on with the runtime environment of trials, which Ray logs and shows.
+
+    Every machine has credentials of its own, as all but Tune's trials need them there anyway.
+    """
+    # Not public; ``test_a_job_is_followed_to_its_rows_in_the_bucket`` looks for them in Ray's logs.
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    handed_on -= {name for name in handed_on if name.startswith("AWS_")}
 
 
 @contextlib.contextmanager

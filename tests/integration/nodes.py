@@ -179,6 +179,10 @@ class RayCluster:
             timeout=400, check=False,
         )  # fmt: skip
 
+    def logs(self) -> list[Path]:
+        """What Ray keeps of all nodes and processes."""
+        return [path for path in self._folder.glob("*/session_2*/logs/**/*") if path.is_file()]
+
     def submit(self, *flags: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """A sweep of the code here as a job, followed to its end unless the options say otherwise."""
         entry_point = ["python", "sweeps/typo_sweep.py", *FLAGS, *flags]

@@ -26,7 +26,11 @@ def test_a_job_is_followed_to_its_rows_in_the_bucket(cluster: RayCluster, s3_env
     assert "1/1  00000" in done.stdout, "the job's log is followed"
     assert "Pareto front of job" in done.stdout
     assert statuses(ResultStore(results), "job") == {"reference": "completed", "00000": "completed"}
-    assert not any(secret in done.stdout + done.stderr for secret in (s3_env.secret, cluster.token))
+    secrets = (s3_env.secret, cluster.token)
+    assert not any(secret in done.stdout + done.stderr for secret in secrets)
+    logs = {path: path.read_text(errors="replace") for path in cluster.logs()}
+    assert any("job-00000-0" in log for log in logs.values()), "the trial's lines are there"
+    assert not [path for path, log in logs.items() if any(secret in log for secret in secrets)]
 
 
 def test_no_job_without_the_token(cluster: RayCluster) -> None:
