@@ -13,8 +13,10 @@ scripts. It is written anew, on open_clip modules instead of Hugging Face's:
 - Adamax over all parameters of both towers, cosine learning rate;
 - a Beta(0.7, 0.7)-weighted moving average of all parameters, which builds new tensors in every step.
 
-Where it differs, it is to the published procedure's favour: batch norm (which ViT-B/32 has not) stays in
-evaluation mode, and log-probabilities over pictures per text, which its loss does not read, are not computed.
+It differs to the published procedure's favour in that batch norm (which ViT-B/32 has not) stays in evaluation
+mode, and log-probabilities over pictures per text, which its loss does not read, are not computed. It differs
+to its disadvantage where prompts have open_clip's whole context of 77 tokens; ``padded_to_the_longest`` are
+the published ones.
 
 B pairs, C classes, L tokens, S side of a picture in pixels
 """

@@ -37,9 +37,12 @@ def test_the_published_setting() -> None:
     assert paper.data.picture_size == 168
     betas = (paper.search.beta_dpo, paper.search.beta_ipo, paper.search.beta_kto)
     assert (*betas, paper.search.kl_weight) == ((0.01, 1.5),) * 3 + ((0.01, 2.0),)
-    assert {s.partition(":")[0].partition("=")[0] for s in paper.data.test_sets} >= {
-        "rta-100", "paint", "disentangling", "eurosat", "food101", "oxford_pets",
+    assert {s.partition(":")[0].partition("=")[0] for s in paper.data.test_sets} == {
+        "rta-100", "paint", "disentangling", "caltech101", "oxford_pets", "stanford_cars", "flowers102",
+        "food101", "fgvc_aircraft", "dtd", "sun397", "eurosat",
     }  # fmt: skip
+    assert paper.data.source == "folder:data/imagenet100"
+    assert paper.model.prompt == "a photo of a {}."
     assert (paper.model.name, paper.model.pretrained, paper.model.trainable) == (
         "ViT-B-32",
         "openai",

@@ -49,7 +49,7 @@ def find(root: str, depth: int) -> list[File]:
     with reading(root):
         files = _find_remote(root) if is_remote(root) else _find_local(root, depth)
     if files is None:
-        raise ConfigError(f"there is no such folder or file: {_public(root)}")
+        raise ConfigError(f"there is no such folder or file: {public(root)}")
     return sorted(f for f in files if f.name.count("/") < depth and not _hidden(f.name))
 
 
@@ -96,17 +96,18 @@ def reading(path: str) -> Iterator[None]:
     except ClippoError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{_public(path)} does not exist") from None
+        raise DataError(f"{public(path)} does not exist") from None
     except Exception as error:  # each file system has exceptions of its own
         if is_remote(path):
             # Without its cause, as that may show the request and whatever it was signed with.
-            raise ConfigError(f"cannot read {_public(path)}: {reason(error)}") from None
+            raise ConfigError(f"cannot read {public(path)}: {reason(error)}") from None
         if isinstance(error, OSError):
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
         raise
 
 
-def _public(path: str) -> str:
+def public(path: str) -> str:
+    """A path or URL as it may be printed."""
     return path.partition("?")[0] if is_remote(path) else path  # what follows may be a signature
 
 

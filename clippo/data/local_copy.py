@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from clippo.data.files import File, chunks, find
+from clippo.data.files import File, chunks, find, public
 from clippo.errors import ConfigError, DataError
 from clippo.remote import locked, node_cache, reason
+
+logger = logging.getLogger(__name__)
 
 COPIES = 16  # files that are copied at once
 DEPTH = 16  # levels of folders
@@ -48,10 +51,13 @@ def local_copy(root: str) -> LocalCopy:
         if not folder.exists():
             with locked(cache / f"{name}.lock"):
                 if not folder.exists():  # else somebody else was first
+                    logger.warning("copying %d files of %s to %s", len(files), public(root), folder)
                     _copy_all(root, files, unfinished)
                     unfinished.replace(folder)
     except OSError as error:  # what the store raises is a ClippoError by now
-        raise ConfigError(f"cannot copy {root} to {cache}: {reason(error)}, or set CLIPPO_CACHE") from None
+        raise ConfigError(
+            f"cannot copy {public(root)} to {cache}: {reason(error)}, or set CLIPPO_CACHE"
+        ) from None
     return LocalCopy(folder, stamps)
 
 
@@ -61,7 +67,7 @@ def _copy_all(root: str, files: list[File], folder: Path) -> None:
         with ThreadPoolExecutor(COPIES) as pool:
             list(pool.map(lambda file: _copy(file, folder), files))
         if find(root, DEPTH) != files:
-            raise DataError(f"{root} changed while it was copied; try again")
+            raise DataError(f"{public(root)} changed while it was copied; try again")
     except BaseException:  # also Ctrl-C: half a copy is of no use, but may be large
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -17,6 +17,7 @@ from clippo.front import hypervolume
 from clippo.front.counts import STOPPED, STOPPED_AFTER
 from clippo.front.evidence import HV_REFERENCE_POINT
 from clippo.sweep.search import Numbers, Score
+from clippo.train.loop import UNFINISHED
 
 
 class SweepMetrics(tune.Callback):
@@ -65,6 +66,9 @@ class SweepMetrics(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}
+        if UNFINISHED in result:
+            self._leave(trial)
+            return
         numbers = self._score(result)
         if numbers is None:
             self._finish(trial, "failed")
@@ -84,7 +88,10 @@ class SweepMetrics(tune.Callback):
         """Nothing runs any more, also where the sweep was interrupted."""
         self._now.set(0)
 
-    def _finish(self, trial: Trial, status: str) -> None:
+    def _leave(self, trial: Trial) -> None:
         self._running.discard(trial.trial_id)
         self._now.set(len(self._running))
+
+    def _finish(self, trial: Trial, status: str) -> None:
+        self._leave(trial)
         self._ended.inc(1, tags={"status": status})

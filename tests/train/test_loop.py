@@ -281,6 +281,31 @@ def test_lower_precision_learns_what_full_precision_does(
     assert curves[precision] == pytest.approx(curves["fp32"], rel=0.1)
 
 
+def test_half_precision_scales_the_loss_and_makes_no_step_that_overflows(
+    clip: ClipModel, small_set: PreparedSet, frozen: Frozen
+) -> None:
+    cpu = torch.device("cpu")
+    pairs, config = Pairs.of(small_set, frozen), dataclasses.replace(CONFIG, precision="fp16")
+    batch = next(epoch_batches(pairs, 16, 0, 0, 0, 1, cpu))
+    policy = moved_policy(clip)
+    step = Step(policy, frozen, SETTINGS, config, pairs.captions, cpu)
+
+    def weights() -> torch.Tensor:
+        return torch.cat([w.detach().flatten() for w in policy.trainable_weights().values()]).clone()
+
+    before, state = weights(), step.state_dict()
+    assert state["scaler"]["scale"] == 1024
+    state["scaler"]["scale"] = 2.0**100
+    step.load_state_dict(state)
+    step(batch, 1e-3)
+    assert torch.equal(weights(), before)
+    assert step.state_dict()["scaler"]["scale"] == 2.0**99
+    state["scaler"]["scale"] = 1024.0
+    step.load_state_dict(state)
+    step(batch, 1e-3)
+    assert not torch.equal(weights(), before)
+
+
 def test_a_transform_learns_and_its_power_turns_the_attack_up_and_down(
     clip: ClipModel, transform_set: PreparedSet, frozen: Frozen, tmp_path: Path
 ) -> None:
@@ -307,8 +332,11 @@ def test_a_transform_learns_and_its_power_turns_the_attack_up_and_down(
 
 
 def test_compiling_changes_nothing_but_the_speed(
-    clip: ClipModel, transform_set: PreparedSet, frozen: Frozen, tmp_path: Path
-) -> None:
+    clip: ClipModel, transform_set: PreparedSet, frozen: Frozen, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    compile_, compiled_modules = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled_modules.append(module) or compile_(module))
     settings = dataclasses.replace(SETTINGS, epochs=1, orthogonality=0.05)
     curves = [
         run(
@@ -318,6 +346,7 @@ def test_compiling_changes_nothing_but_the_speed(
         for compiled in (False, True)
     ]  # fmt: skip
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert len(compiled_modules) == 1
 
 
 def _killed(clip: ClipModel, small_set_folder: Path, frozen: Frozen, folder: Path) -> None:
