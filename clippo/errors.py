@@ -5,7 +5,7 @@
     ├── DataError        pictures, words or fonts that cannot be used
     ├── ModelError       an unknown or unloadable model
     ├── StoreError       a result store that cannot be read or written
-    ├── ResourceError    more asked for than the cluster, or a machine of it, has
+    ├── ResourceError    more asked for than the cluster has
     └── TrialError       one trial failed; the sweep goes on
         └── DivergedError    its loss became NaN or infinite
 
@@ -35,7 +35,7 @@ class StoreError(ClippoError):
 
 
 class ResourceError(ClippoError):
-    """More asked for than the cluster, or a machine of it, has."""
+    """More asked for than the cluster has."""
 
 
 class TrialError(ClippoError):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clippo.errors import ClippoError, ConfigError, DataError, ResourceError, StoreError
+from clippo.errors import ClippoError, ConfigError, DataError, StoreError
 from clippo.remote import client, connect, locked, node_cache, patiently, reason
 
 DOWNLOADS = 8  # files that a node fetches at once
@@ -45,8 +45,7 @@ class Location:
             folder itself is the place.
         patience: how long the shared place is tried again when it does not answer [s].
 
-    Its methods raise StoreError, in one line and without secrets, when a place cannot be used, and
-    ResourceError when this machine has no room for its copy.
+    Its methods raise StoreError, in one line and without secrets, when a place cannot be used.
     """
 
     folder: Path | None
@@ -142,12 +141,11 @@ class Location:
                 raise self.unusable_cache(error) from None
             raise StoreError(f"cannot {action} {self}: {reason(error)}") from None
 
-    def unusable_cache(self, error: OSError) -> StoreError | ResourceError:
+    def unusable_cache(self, error: OSError) -> StoreError:
         """What is said when this machine cannot keep a set."""
-        failure = f"cannot write to {self.cache} of {socket.gethostname()}: {reason(error)}; make room there"
-        if self.shared is None:
-            return StoreError(failure)
-        return ResourceError(f"{failure} or set CLIPPO_CACHE")  # the store itself may be well
+        remedy = "make room there" + (" or set CLIPPO_CACHE" if self.shared is not None else "")
+        where = f"{self.cache} of {socket.gethostname()}"
+        return StoreError(f"cannot write to {where}: {reason(error)}; {remedy}")
 
 
 def fetch(digest: str, location: Location) -> Path:
@@ -158,8 +156,7 @@ def fetch(digest: str, location: Location) -> Path:
 
     Raises:
         DataError: there is no such finished set, or a file is not what the manifest says, twice in a row.
-        StoreError: the shared place cannot be read.
-        ResourceError: this machine cannot keep a copy.
+        StoreError: the shared place cannot be read, or this machine cannot keep a copy.
     """
     folder = location.cache / digest
     try:

@@ -75,15 +75,19 @@ def _from_kubernetes() -> AutoscalingConfig | None:
     return KubeRayConfigReader(AutoscalingConfigProducer(name, namespace)).get_cached_autoscaling_config()
 
 
-def most_of_workers(config: AutoscalingConfig) -> dict[str, float]:
-    """What workers have together, of each resource as much as their numbers allow."""
+def most_of_workers(config: AutoscalingConfig) -> dict[str, float] | None:
+    """What workers have together, of each resource as much as their numbers allow; None: it does not say.
+
+    Where machines are one's own, Ray learns what they have when they come.
+    """
     head, limit = config.get_head_node_type(), config.get_config("max_workers", 0)
     workers = [
         node.resources
-        for name, node in config.get_node_type_configs().items()
-        if name != head
-        for _ in range(min(node.max_worker_nodes, limit))
+        for name, node in (config.get_node_type_configs() or {}).items()
+        for _ in range(min(node.max_worker_nodes - (name == head), limit))  # of its type, one is the head
     ]
+    if not all(workers):
+        return None
     kinds = {kind for each in workers for kind in each}
     return {kind: sum(heapq.nlargest(limit, (each.get(kind, 0.0) for each in workers))) for kind in kinds}
 
@@ -98,7 +102,9 @@ def one_worker(resources: dict[str, float], seconds: float) -> bool:
         num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0.0), max_retries=0
     )
     running: Any = task.remote()
-    if ray.wait([running], timeout=seconds)[0]:
-        return True
-    ray.cancel(running, force=True)
-    return False
+    try:
+        ray.get(running, timeout=seconds)
+    except ray.exceptions.RayError:  # also when none came in time
+        ray.cancel(running, force=True)
+        return False
+    return True

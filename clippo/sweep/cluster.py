@@ -177,14 +177,16 @@ def check_resources(config: SweepConfig) -> str:
         have = max(now.get(kind, 0.0), most.get(kind, 0.0))
         grows = config.autoscaling and kind != "trial_driver"
         if at_once * each > have + 1e-9 and (most or not grows):
+            if kind == "trial_driver":
+                remedy = f"start its head with --resources='{{\"trial_driver\": {at_once}}}'"
+            elif grows:
+                remedy = "raise its max_workers"
+            else:
+                remedy = "add nodes (--autoscaling where the cluster does so itself)"
             raise ResourceError(
                 f"{at_once} trials at once x {each:g} {kind} are {at_once * each:g} {kind}, the cluster "
-                f"{'may grow to' if most else 'has'} {have:g}; lower search.concurrency or workers, or "
-                + (
-                    "raise its max_workers"
-                    if most
-                    else "add nodes (--autoscaling where the cluster does so itself)"
-                )
+                f"{'may grow to' if grows else 'has'} {have:g}; lower search.concurrency or workers, "
+                f"or {remedy}"
             )
         told = f" now, at most {have:g}" if most else " now; what the cluster may grow to is not known"
         sums.append(

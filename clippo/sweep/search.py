@@ -278,7 +278,7 @@ class Search(Searcher):
         state = TrialState.COMPLETE if whole else TrialState.PRUNED
         numbers = [o.numbers for o in whole or reached if o.numbers is not None]
         if not numbers:
-            attributes[FAILURE] = "; ".join({o.reason for o in ended})
+            attributes[FAILURE] = "; ".join(dict.fromkeys(o.reason for o in ended))
             return _Verdict(TrialState.FAIL, None, attributes, {})
         found = {name: [n[name] for n in numbers] for name in numbers[0]}
         means = {name: fmean(values) for name, values in found.items()}

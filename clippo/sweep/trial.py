@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -53,46 +54,43 @@ def tune_trial(
         )
     except Exception as error:
         logger.exception("trial %s failed", trial_id)
-        ray.tune.report(
-            {UNFINISHED: away} if (away := store_failure(error)) else {FAILURE: failure_reason(error, sweep)}
-        )
+        ray.tune.report(ending(error, sweep))
 
 
-def store_failure(error: BaseException) -> str:
-    """What the result store said, where it is why a trial could not go on; else empty."""
-    # Ray wraps what a worker raised.
-    found = [cause for cause in (error, *_causes(error)) if isinstance(cause, StoreError)]
-    return str(found[-1]) if found else ""
+def ending(error: BaseException, sweep: SweepConfig) -> dict[str, str]:
+    """The last report of a trial that did not come to its end: one line, with a remedy where there is one.
 
-
-def failure_reason(error: BaseException, sweep: SweepConfig) -> str:
-    """One line that says why a trial failed, with a remedy where there is one."""
-    chain = [error, *_causes(error)]
+    It is of FAILURE, or of UNFINISHED where nothing but a place to read or keep something was wrong.
+    """
+    chain = [error, *_causes(error)]  # Ray wraps what a worker raised
     for cause in chain:
         said = str(cause).lower()
         # The last is what torch says of the machine's own memory.
         if isinstance(cause, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
-            return (
-                f"out of memory with train.batch_size={sweep.train.batch_size}; "
+            return {
+                FAILURE: f"out of memory with train.batch_size={sweep.train.batch_size}; "
                 "set train.micro_batch, or use more workers"
-            )
+            }
         if type(cause).__name__ == "WorkerHealthCheckTimeoutError":  # of Ray Train, not public
-            return (
-                f"a worker process gave no sign for {sweep.worker_timeout:g} s, again and again; look at its "
-                "machine, or raise worker_timeout"
-            )
-        if isinstance(cause, ClippoError):
-            return str(cause)
-    cause = chain[-1]
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"[
-        :500
-    ]
+            return {
+                FAILURE: f"a worker process gave no sign for {sweep.worker_timeout:g} s, again and again; "
+                "look at its machine, or raise worker_timeout"
+            }
+        if isinstance(cause, ClippoError) and not isinstance(cause, StoreError):
+            return {FAILURE: str(cause)}
+    for cause in reversed(chain):
+        if isinstance(cause, StoreError):
+            where = f"the trial ran on {socket.gethostname()}"
+            return {UNFINISHED: str(cause) if sweep.max_workers else f"{cause} ({where})"}
+    lines = str(chain[-1]).strip().splitlines() or [""]
+    return {FAILURE: f"{type(chain[-1]).__name__}: {lines[-1]}"[:500]}
 
 
 def _causes(error: BaseException) -> list[BaseException]:
     found: list[BaseException] = []
     workers = getattr(error, "worker_failures", None)  # of one, the others may know no more than that it left
-    for following in reversed(workers.values()) if workers else (error.__cause__,):
+    of_controller = getattr(error, "controller_failure", None)  # on its way here an error loses its cause
+    for following in reversed(workers.values()) if workers else (of_controller or error.__cause__,):
         if following is not None and following is not error:
             found += [following, *_causes(following)]
     return found

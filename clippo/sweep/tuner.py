@@ -78,7 +78,9 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
             if resumed and (store.state(config.name) or {}).get("state") == RUNNING:
                 _say(console, "its last driver did not end in good order; if it still runs, stop one of them")
             with joined_ray(config):
-                check_resources(config)
+                told = check_resources(config)
+                if config.autoscaling:
+                    _say(console, told)
                 _Sweep(config, store, console, finished, resumed).run()
         return front_of(store, config.name)
 
@@ -382,8 +384,8 @@ def _say(console: Console, line: str | Text) -> None:
 def _refuse_unfinished(callback: SweepCallback) -> None:
     for trial_id, said in callback.unfinished.items():
         raise StoreError(
-            f"trial {trial_id} could not use the result store: {said}; what has ended is kept, and the same "
-            "command goes on with the rest"
+            f"trial {trial_id} could not go on: {said}; what has ended is kept, and the same command goes on "
+            "with the rest"
         )
 
 

@@ -31,7 +31,7 @@ from ray.train.v2.api.config import ScalingConfig  # ray.train has the same, wit
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from clippo.config import ModelConfig, TrainConfig
-from clippo.errors import TrialError
+from clippo.errors import StoreError, TrialError
 from clippo.evaluate import Counts
 from clippo.model import ClipModel, load_clip, policy_of
 from clippo.prepared import Location, PreparedSet, fetch, open_prepared, text_features
@@ -169,6 +169,9 @@ class _Watch(WorkerGroupCallback, ControllerCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if isinstance(current_state, RestartingState):
+            for failure in getattr(current_state.training_failed_error, "worker_failures", {}).values():
+                if isinstance(failure, StoreError):
+                    raise failure  # the worker has waited for the store; new ones would do so again
             # Ray comes by again and again while it waits for machines.
             self.lost += not isinstance(previous_state, RestartingState)
         elif isinstance(current_state, ResizingState):

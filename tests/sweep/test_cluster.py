@@ -1,6 +1,7 @@
 """What a sweep takes of a cluster, and why a trial failed."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 import yaml
 from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.train import ControllerError, WorkerGroupError
 
 from clippo.config import SearchConfig, SweepConfig, TrainConfig
-from clippo.errors import DivergedError, ResourceError
+from clippo.errors import DivergedError, ResourceError, StoreError
 from clippo.sweep import autoscaler, cluster
 from clippo.sweep.autoscaler import most_of_workers
 from clippo.sweep.cluster import check_resources, joined_ray
-from clippo.sweep.trial import failure_reason
+from clippo.sweep.trial import ending
+from clippo.train.loop import FAILURE, UNFINISHED
 from tests.conftest import ROOT
 
 
@@ -49,7 +52,9 @@ def test_more_than_there_is_is_refused_with_the_arithmetic(
         with pytest.raises(ResourceError) as refused:
             check_resources(config)
         assert str(refused.value).startswith(arithmetic)
-        assert "lower search.concurrency or workers, or add nodes" in str(refused.value)
+        on_head = "start its head with --resources='{\"trial_driver\": 3}'"
+        remedy = on_head if "trial_driver" in arithmetic else "add nodes"
+        assert f"lower search.concurrency or workers, or {remedy}" in str(refused.value)
     check_resources(asking(2, workers=9, gpus=1.0, autoscaling=True))
     # What is known of an autoscaler.
     monkeypatch.setattr(cluster, "most_resources", lambda: {"CPU": 64, "GPU": 4})
@@ -58,6 +63,8 @@ def test_more_than_there_is_is_refused_with_the_arithmetic(
         ResourceError, match="2 trials at once x 9 GPU are 18 GPU, the cluster may grow to 4;"
     ):
         check_resources(asking(2, workers=9, gpus=1.0, autoscaling=True))
+    with pytest.raises(ResourceError, match=r"the cluster has 2; .* or start its head with"):
+        check_resources(asking(3, workers=1, autoscaling=True))
 
 
 def configured(max_workers: int, **types: tuple[int, dict[str, float]]) -> AutoscalingConfig:
@@ -75,7 +82,15 @@ def test_what_workers_may_be_added() -> None:
     # Of three of any kind, two are large and one is small; and the head's CPUs are not of workers.
     assert most_of_workers(configured(3, small=small, large=large)) == {"CPU": 34, "GPU": 2}
     assert most_of_workers(configured(1, small=small, large=large)) == {"CPU": 16, "GPU": 1}
-    assert not any(most_of_workers(configured(0, small=small, large=large)).values())
+    assert most_of_workers(configured(0, small=small, large=large)) == {}
+    assert most_of_workers(configured(2, own=(2, {}))) is None, "it does not say what these have"
+
+
+def test_workers_of_the_type_of_the_head() -> None:
+    file = yaml.safe_load((ROOT / "tests/integration/autoscaling.yaml").read_text())
+    node = {"max_workers": 3, "resources": {"CPU": 8}, "node_config": {}}
+    file |= {"max_workers": 3, "available_node_types": {"node": node}, "head_node_type": "node"}
+    assert most_of_workers(AutoscalingConfig(file, skip_content_hash=True)) == {"CPU": 24}
 
 
 @pytest.mark.parametrize("file", ["aws.yaml", "gcp.yaml"])
@@ -118,7 +133,7 @@ def too_large(kind: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
-REMEDY = "out of memory with train.batch_size=48; set train.micro_batch, or use more workers"
+REMEDY = {FAILURE: "out of memory with train.batch_size=48; set train.micro_batch, or use more workers"}
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy", "python", "cuda"])
@@ -126,10 +141,10 @@ def test_out_of_memory_has_a_remedy_wherever_it_comes_from(kind: str) -> None:
     config = SweepConfig(train=TrainConfig(batch_size=48))
     with pytest.raises((RuntimeError, MemoryError)) as caught:
         too_large(kind)
-    assert failure_reason(caught.value, config) == REMEDY
+    assert ending(caught.value, config) == REMEDY
     with pytest.raises(RuntimeError) as wrapped:
         raise RuntimeError("a worker failed") from caught.value
-    assert failure_reason(wrapped.value, config) == REMEDY
+    assert ending(wrapped.value, config) == REMEDY
 
 
 def test_another_release_of_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,12 +159,23 @@ def test_another_release_of_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_out_of_memory_in_another_process(own_ray: None) -> None:
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(ray.remote(too_large).remote("torch"))
-    assert failure_reason(caught.value, SweepConfig(train=TrainConfig(batch_size=48))) == REMEDY
+    assert ending(caught.value, SweepConfig(train=TrainConfig(batch_size=48))) == REMEDY
 
 
 def test_other_failures_are_one_line() -> None:
     own = DivergedError("the loss became nan at step 3 of 20; lower the learning rate (1) or beta")
-    assert failure_reason(own, SweepConfig()) == str(own)
-    assert failure_reason(ValueError("first line\nthe last says why"), SweepConfig()) == (
-        "ValueError: the last says why"
-    )
+    assert ending(own, SweepConfig()) == {FAILURE: str(own)}
+    assert ending(ValueError("first line\nthe last says why"), SweepConfig()) == {
+        FAILURE: "ValueError: the last says why"
+    }
+
+
+def test_a_store_is_no_fault_of_the_settings_unless_something_else_is() -> None:
+    away, lost = StoreError("cannot write to s3://bucket: no connection"), ControllerError(ValueError())
+    lost.controller_failure = away  # as it comes from the controller's process, without a cause
+    assert ending(lost, SweepConfig(workers=2)) == {UNFINISHED: str(away)}
+    (said,) = ending(away, SweepConfig()).values()
+    assert said == f"{away} (the trial ran on {socket.gethostname()})"
+    for other in (DivergedError("the loss became nan"), MemoryError()):
+        both = WorkerGroupError("two workers failed", {0: away, 1: other})
+        assert ending(both, SweepConfig(workers=2)).keys() == {FAILURE}
