@@ -6,7 +6,7 @@ B batch, C classes, D embedding
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol
@@ -74,7 +74,7 @@ def evaluate_model(
     counts: list[Counts] = []
     for part in parts:
         batches = _batches(measured, part, clip, left_out, lambda: on_progress(next(done), total))
-        counts += _counts(clip, measured, part, prompt, batches)
+        counts += _counts(clip, measured, part, prompt, batches, left_out)
     if not counts:
         raise DataError(f"{spec} has no picture that can be read; the first is {[*left_out, 'none'][0]}")
     return counts, list(left_out)
@@ -96,9 +96,14 @@ def _opened(
 
 
 def _counts(
-    clip: ClipModel, measured: Pictures, part: Part, prompt: str, batches: Iterator[list[Row]]
-) -> list[Counts]:
-    """What a model makes of each set of a part; nothing where no picture could be read."""
+    clip: ClipModel, measured: Pictures, part: Part, prompt: str, batches: Iterator[list[Row]],
+    left_out: Mapping[str, None],
+) -> list[Counts]:  # fmt: skip
+    """What a model makes of each set of a part; nothing where no picture could be read.
+
+    Raises:
+        ConfigError: fewer pictures of a group could be read than the top of a ranking has places.
+    """
     device = next(clip.model.parameters()).device
     text_CD = torch.stack([
         F.normalize(clip.text_features([t.format(measured.classes[c]) for t in templates]).mean(0), dim=-1)
@@ -128,6 +133,12 @@ def _counts(
                 sums[name, what] += number
     if not sums:
         return []
+    n_ranked, k = sum(group >= 0 for group in groups), part.queries.k if part.queries else 0
+    if n_ranked < k:  # part has k, so some are in left_out
+        raise ConfigError(
+            f"top_k is {k}, but only {n_ranked} pictures of a group of {part.name} can be read; lower it "
+            f"(--top-k), or repair the {len(left_out)} that cannot, the first being {next(iter(left_out))}"
+        )
     rankings = _rankings(measured, part, torch.cat(cosines), np.array(groups))
     return [
         Counts(

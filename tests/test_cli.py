@@ -12,6 +12,7 @@ from clippo.cli import _full_flag, _short_flags
 from clippo.config import SweepConfig
 from sweeps.typo_sweep import paper_sweep, transform_sweep, typo_sweep
 from tests.conftest import ROOT, clippo
+from tests.data.test_group_sets import released_vl_bias
 
 
 def typo(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -115,6 +116,13 @@ def test_evaluate_ranks_people() -> None:
     shown = clippo("evaluate", *flags)
     assert "MaxSkew" in shown.stdout
     assert "read as the word" not in shown.stdout
+
+
+def test_evaluate_wants_each_group_once(tmp_path: Path) -> None:
+    spec = f"vl-bias:{released_vl_bias(tmp_path)}"
+    done = clippo("evaluate", "--data", spec, "--groups", "man", "man")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "groups has 'man' twice" in done.stderr
 
 
 def test_prepare_builds_what_the_sweep_then_finds(tmp_path: Path) -> None:

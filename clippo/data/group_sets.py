@@ -21,7 +21,7 @@ import hashlib
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -37,6 +37,7 @@ from clippo.demo import people, scenes
 from clippo.errors import ConfigError, DataError
 
 BUNDLED = "people"
+PARTS = 2  # which pictures are taken of a set; part of its fingerprint, as prepared sets are kept by that
 PICTURES_OF_A_CELL = 60  # of the bundled drawings, for each split, concept and group
 
 _ARCHIVES = ("", "fairface-img-margin025-trainval", "fairface-img-margin125-trainval")
@@ -76,8 +77,8 @@ class GroupSet:
         groups: two or more names, sorted; where no picture is labelled those that are asked for.
         concepts: names, sorted; empty if the set has only groups.
         templates: of each concept its prompts, empty where the model's is to be used.
-        majority: of each concept the group that most of its pictures for training show, an index of
-            ``groups``; -1 where no group has more than every other.
+        majority: of each concept the group that most of its pictures show, those for validation and test
+            left out, an index of ``groups``; -1 where no group has more than every other.
         fingerprint: changes when the pictures do.
     """
 
@@ -135,7 +136,7 @@ def open_group_set(spec: str, like: GroupSet | None = None) -> GroupSet:
             "group where the set has folders, or list them with a column group (grouped:FILE)"
             + (
                 ""
-                if found.groups
+                if found.groups or not found.concepts
                 else "; as it is it can be a test set of a sweep (data.test_sets), or "
                 "clippo evaluate --groups measures what is read as these"
             )
@@ -218,12 +219,19 @@ def _fairface(name: str, column: str, path: str) -> GroupSet:
 def _vl_bias(path: str) -> GroupSet:
     rows: list[_Row] = []
     templates: dict[str, tuple[str, ...]] = {}
+    kind_of: dict[str, str] = {}
     for file in find(path, 4):
         kind, *concept_and_group = file.name.split("/")[:-1] or [""]
         is_picture = file.name.lower().endswith(IMAGE_SUFFIXES)
         if not is_picture or kind not in _FOLDERS or len(concept_and_group) not in (1, 2):
             continue
         concept, *group = (part.replace("_", " ") for part in concept_and_group)
+        kind_of.setdefault(concept, kind)
+        if _FOLDERS[kind_of[concept]] != _FOLDERS[kind]:
+            raise DataError(
+                f"vl-bias:{path} has {concept!r} in {kind_of[concept]}/ and in {kind}/, and is asked for it "
+                "with the prompts of one; rename one of these folders"
+            )
         templates[concept] = _TEMPLATES[_FOLDERS[kind]]
         rows.append(_Row(file.name, file.path, concept, "".join(group), None, file.stamp))
     if not rows:
@@ -301,10 +309,14 @@ def _load(path: str) -> Image.Image:
     return decoded(read(path))
 
 
-def _majority(rows: Sequence[_Row], groups: Sequence[str], concept: str) -> int:
-    shown = Counter(r.group for r in rows if r.concept == concept and r.group and r.split in (None, "train"))
-    (first, most), (_, next_most) = (*shown.most_common(2), ("", 0), ("", 0))[:2]
-    return groups.index(first) if most > next_most else -1
+def most_common(groups: Iterable[int]) -> int:
+    """The group that occurs more often than every other; -1 where none does.
+
+    >>> most_common([1, 0, 1]), most_common([0, 1]), most_common([])
+    (1, -1, -1)
+    """
+    (first, most), (_, next_most) = (*Counter(groups).most_common(2), (-1, 0), (-1, 0))[:2]
+    return first if most > next_most else -1
 
 
 def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...]]) -> GroupSet:
@@ -317,7 +329,8 @@ def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...
         if row.key in seen:
             raise DataError(f"{name} has {row.key} twice; a picture has one group and one concept")
         seen.add(row.key)
-    stamps = sorted(
+    stamps = [f"parts {PARTS}"]
+    stamps += sorted(
         "\t".join(map(str, (row.key, row.concept, row.group, row.split, row.stamp))) for row in rows
     )
     return GroupSet(
@@ -325,7 +338,14 @@ def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...
         groups=tuple(groups),
         concepts=tuple(concepts),
         templates=tuple(templates.get(concept, ()) for concept in concepts),
-        majority=tuple(_majority(rows, groups, concept) for concept in concepts),
+        majority=tuple(
+            most_common(
+                group_of[row.group]
+                for row in rows
+                if row.concept == concept and row.group and row.split in (None, "train")
+            )
+            for concept in concepts
+        ),
         pictures=tuple(
             GroupedImage(
                 row.key, concept_of[row.concept], group_of[row.group], row.split, partial(_load, row.path)

@@ -49,6 +49,9 @@ def ranked(
 ) -> Ranking:  # fmt: skip
     """What is kept of a query's scores (N,) and the pictures' groups (N,), integers from 0.
 
+    Args:
+        majority: None or -1 where none is.
+
     Raises:
         ConfigError: for scores that are NaN or do not fit, or k out of 1..N.
     """
@@ -62,7 +65,7 @@ def ranked(
         groups=tuple(groups_N[first].tolist()),
         group_names=tuple(group_names),
         pool=tuple(np.bincount(groups_N, minlength=len(group_names)).tolist()),
-        majority=majority,
+        majority=None if majority == -1 else majority,
     )
 
 

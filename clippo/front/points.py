@@ -335,13 +335,16 @@ def of_rankings(ranked: Ranked) -> dict[str, tuple[Array, Array, Array]]:
     """What else rankings say of each point, with 90 % intervals."""
     skew, table = ranked.skews(), ranked.table
     numbers = {"max_skew": (skew, *ranked.interval(skew, ranked.spread(), CONFIDENCE))}
-    others = {"ndkl": table.ndkls}
-    if (table.majority_L >= 0).all():
-        others["majority_share"] = table.majority_shares
+    of_majority = ranked.only(table.majority_L >= 0)
+    others = {
+        "ndkl": (ranked, table.ndkls),
+        "majority_share": (of_majority, of_majority.table.majority_shares),
+    }
     taken = resamples(int(table.pictures_LM.max(initial=-1)) + 1, SPREAD_DRAWS)
-    for name, measure in others.items() if len(table) else ():
-        value, spread = ranked.mean(measure()), ranked.mean(measure(taken)).std(axis=0)
-        numbers[name] = value, *ranked.interval(value, spread, CONFIDENCE)
+    for name, (some, measure) in others.items():
+        if len(some.table):
+            value, spread = some.mean(measure()), some.mean(measure(taken)).std(axis=0)
+            numbers[name] = value, *some.interval(value, spread, CONFIDENCE)
     return numbers
 
 

@@ -42,6 +42,10 @@ class Ranked:
         kept = place_P[self.point_L] >= 0
         return Ranked(table=self.table[kept], point_L=place_P[self.point_L[kept]], points=len(chosen))
 
+    def only(self, rankings: NDArray[np.bool_]) -> Ranked:
+        """Only some of the rankings, of all points."""
+        return replace(self, table=self.table[rankings], point_L=self.point_L[rankings])
+
     @property
     def sizes(self) -> NDArray[np.int64]:
         """Rankings of each point, (P,)."""

@@ -51,8 +51,8 @@ class Queries:
         captions: the classes that are asked for.
         k: the top of a ranking that is looked at.
         groups: names of the groups that pictures belong to, `Row.group`.
-        majority: of each caption the group whose share of the top is shown, an index of ``groups``; empty
-            where none is.
+        majority: of each caption the group whose share of the top is shown, an index of ``groups``; -1
+            where it has none, and empty where none has.
     """
 
     captions: tuple[int, ...]

@@ -41,8 +41,10 @@ from clippo.tasks.group_pairs import MATCHINGS, Columns, told
 from clippo.tasks.group_parts import (
     Captions,
     Shown,
+    as_source,
     cells_of,
     even,
+    evened,
     measured_parts,
     ranked_part,
     read_part,
@@ -116,7 +118,7 @@ class GenderTask:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        found = open_group_set(config.source)
+        found = as_source(open_group_set(config.source))
         if len(found.concepts) < 4:
             raise DataError(
                 f"{config.source} has {len(found.concepts)} concepts; at least 4 are needed, two to tune on "
@@ -129,7 +131,8 @@ class GenderTask:
             name, rest = _named(spec)
             if name in (*self.test_sets, "seen", "unpaired", "held_out", "kept"):
                 raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={rest} for one")
-            self.test_sets[name] = Captions(open_group_set(rest, like=found), first)
+            other = open_group_set(rest, like=found)
+            self.test_sets[name] = Captions(found if other.fingerprint == found.fingerprint else other, first)
             first += len(list(self.test_sets[name].names()))
         self.kept: ImageSource | None = None
         if config.kept_source:
@@ -204,7 +207,10 @@ class GenderTask:
             self._own_parts("test", "seen", self.seen),
             self._own_parts("test", "held_out", self.held_out),
             self._kept_parts(),
-            *(measured_parts(captions, name, self.config) for name, captions in self.test_sets.items()),
+            *(
+                measured_parts(own, name, self.config, is_source=own.found is self.people.found)
+                for name, own in self.test_sets.items()
+            ),
         )
         return {part.name: part for part in parts}
 
@@ -228,16 +234,17 @@ class GenderTask:
         return Part("train", pictures, candidates, ("train/shown",), folds=folds)
 
     def _own_parts(self, split: str, which: str, concepts: Sequence[int]) -> Iterator[Part]:
-        """The pictures of some concepts, as many of each concept and group."""
+        """The pictures of some concepts; what is ranked has of each concept as many of each group."""
         people, usual, cells = self.people, self.people.found.majority, self._cells
         groups = range(len(people.found.groups))
         wanted = -(-self.config.eval_pictures // (len(groups) * len(self.seen)))  # of each cell
+        pool = [p for c in concepts for cell in evened(people.found, cells, split, c) for p in cell[:wanted]]
+        yield ranked_part(people, f"{split}/concept/{which}", pool, concepts, self.config.top_k)
         shown = [p for c in concepts for g in groups for p in cells[split, c, g][:wanted]]
-        yield ranked_part(people, f"{split}/concept/{which}", shown, concepts, self.config.top_k)
         minority = [p for p in shown if p.group != usual[p.concept]]
         yield read_part(people, f"{split}/minority/{which}", minority)
         for fold, left_out in enumerate(self.folds if which == "seen" else ()):
-            own = [p for p in shown if p.concept in left_out]
+            own = [p for p in pool if p.concept in left_out]
             name, k = f"{split}/concept/unpaired/{fold}", self.config.top_k
             part = ranked_part(people, name, own, left_out, k, among=concepts)
             yield replace(part, fold=fold)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from clippo.config import DataConfig
 from clippo.data.datasets import SPLITS, splits_of
-from clippo.data.group_sets import GroupedImage, GroupSet, only_groups, open_group_set
+from clippo.data.group_sets import BUNDLED, GroupedImage, GroupSet, most_common, only_groups, open_group_set
 from clippo.errors import ConfigError, DataError
 from clippo.tasks.base import Part, Queries, Resize, Row
 
@@ -68,6 +68,9 @@ def ranked_part(
 ) -> Part:  # fmt: skip
     """Pictures ranked for each of the concepts, and told apart among these, or among more of them.
 
+    Args:
+        pictures: as many of each group, see `evened`, and perhaps some of none.
+
     Raises:
         ConfigError: fewer than k of them have a group.
     """
@@ -75,15 +78,16 @@ def ranked_part(
     n_ranked = sum(p.group >= 0 for p in pictures)
     if k > n_ranked:
         raise ConfigError(
-            f"top_k is {k}, but {name} has {n_ranked} pictures of a group; lower it, or take more pictures "
-            "(data.eval_pictures of a sweep, --pictures of clippo evaluate)"
+            f"top_k is {k}, but {name} has {n_ranked} pictures of a group; lower it, take more pictures "
+            "(data.eval_pictures of a sweep, --pictures of clippo evaluate), or add some of each concept's "
+            "rarest group, as no group has more"
         )
     usual = tuple(found.majority[c] for c in concepts)
     queries = Queries(
         captions=tuple(map(captions.concept, concepts)),
         k=k,
         groups=found.groups,
-        majority=usual if min(usual) >= 0 else (),
+        majority=usual if max(usual) >= 0 else (),
     )
     shown = [Shown(p.key, p.load, captions.concept(p.concept), group=p.group) for p in pictures]
     candidates = tuple(map(captions.concept, among or concepts))
@@ -109,26 +113,36 @@ def read_part(
     return Part(name, shown, captions.groups, (name,))
 
 
-def measured_parts(captions: Captions, name: str, data: DataConfig) -> Iterator[Part]:
-    """The parts of a test set: its pictures of the test split, as many of each concept and group.
+def measured_parts(
+    captions: Captions, name: str, data: DataConfig, is_source: bool = False
+) -> Iterator[Part]:
+    """The parts of a test set: its pictures of the test split, or all where it names no splits.
 
-    Where no picture has a label, nothing is ranked. What is read as groups is then measured by itself: how
-    many pictures are read as their concept's majority, where that is known, and as each group but the last.
+    What is ranked has of each concept as many pictures of each group, or, where not all of these are taken,
+    of one concept one more of some; a concept whose pictures show no group has no ranking. Where no picture
+    has a label, nothing is ranked. What is read as groups is then measured by itself: how many pictures are
+    read as their concept's majority, where that is known, and as each group but the last.
+
+    Args:
+        is_source: models are tuned on its other pictures, so only those of the test split are taken.
 
     Raises:
-        ConfigError: a ranking would be deeper than there are pictures.
-        DataError: there is no picture to measure.
+        ConfigError: a ranking would be deeper than there are pictures, or two groups give parts one name.
+        DataError: there is no picture to measure, or none of a concept's group to rank.
     """
     found, n = captions.found, data.eval_pictures
-    cells = sorted(cells_of(found, data.split_seed).items())
-    of_test = [cell for (split, _, _), cell in cells if split == "test"]
+    cells = cells_of(found, data.split_seed, whole=not is_source)
+    of_test = [cell for (split, _, _), cell in sorted(cells.items()) if split == "test"]
     if not of_test:
         raise DataError(f"{found.name} has no test pictures, of {len(found.pictures)} in all; it needs more")
-    shown = [p for p in even(of_test, n) if p.concept >= 0]
-    if concepts := range(len(found.concepts)):
+    concepts = range(len(found.concepts))
+    ranked = sorted({cell[0].concept for cell in of_test if cell[0].concept >= 0 and cell[0].group >= 0})
+    pools = {c: evened(found, cells, "test", c) for c in ranked}
+    shown = even([cell for c in concepts for cell in (cells["test", c, -1], *pools.get(c, ()))], n)
+    if concepts:
         own = f"test/concept/{name}"
         if found.is_labelled:
-            yield ranked_part(captions, own, shown, concepts, data.top_k)
+            yield ranked_part(captions, own, shown, ranked, data.top_k, among=concepts)
         else:
             told = [Shown(p.key, p.load, captions.concept(p.concept)) for p in shown]
             yield Part(own, told, tuple(map(captions.concept, concepts)), (own,))
@@ -137,9 +151,25 @@ def measured_parts(captions: Captions, name: str, data: DataConfig) -> Iterator[
     if neutral := [p for p in shown if p.group < 0 and found.majority[p.concept] >= 0]:
         yield read_part(captions, f"test/neutral/{name}", neutral)
     if not found.is_labelled:
-        for g, group in enumerate(found.groups[:-1]):
-            as_file = re.sub(r"\W+", "_", group)  # sets are files of the prepared set
+        for g, as_file in enumerate(_as_files(found.groups)[:-1]):
             yield read_part(captions, f"test/read_as_{as_file}/{name}", shown, asked=g)
+
+
+def _as_files(groups: Sequence[str]) -> list[str]:
+    """What groups are called in the names of sets, which are files of the prepared set.
+
+    Raises:
+        ConfigError: two would be called the same.
+    """
+    group_of: dict[str, str] = {}
+    for group in groups:
+        as_file = re.sub(r"\W+", "_", group)
+        if (other := group_of.setdefault(as_file, group)) != group:
+            raise ConfigError(
+                f"groups {other!r} and {group!r} would both be reported as read_as_{as_file}; rename one, so "
+                "that they differ in letters or digits"
+            )
+    return list(group_of)
 
 
 def shown_rows(part: Part, index: int, resize: Resize) -> Iterator[Row]:
@@ -160,13 +190,15 @@ class MeasuredSet:
         groups: what is asked for where no picture is labelled; none: such a set is refused.
 
     Raises:
-        ConfigError: an unknown set or place, or groups for a set with labels, or a single one.
+        ConfigError: an unknown set or place, or groups for a set with labels, or a single one, or one twice.
         DataError: nobody says the groups, or the set is not laid out as it must be.
     """
 
     def __init__(self, spec: str, name: str, data: DataConfig, groups: tuple[str, ...] = ()) -> None:
         if len(groups) == 1:
             raise ConfigError(f"groups is {groups[0]!r} alone; give two or more to tell apart")
+        if repeated := [group for group, n in Counter(groups).items() if n > 1]:
+            raise ConfigError(f"groups has {repeated[0]!r} twice; give two or more different ones")
         found = open_group_set(spec, like=only_groups(groups) if groups else None)
         if groups and found.is_labelled:
             raise ConfigError(f"{spec} has labels of its own ({', '.join(found.groups)}); leave out groups")
@@ -176,10 +208,30 @@ class MeasuredSet:
         self.rows = shown_rows
 
 
-def cells_of(found: GroupSet, seed: int) -> dict[tuple[str, int, int], list[GroupedImage]]:
-    """The pictures of each split, concept and group, shuffled; empty where there are none."""
+def as_source(found: GroupSet) -> GroupSet:
+    """The set with the majorities of the pictures that tuning gets; the bundled one says its majorities."""
+    if found.name == BUNDLED:
+        return found
+    groups: dict[int, list[int]] = defaultdict(list)
+    for picture, split in zip(found.pictures, splits_of(found.pictures)[0], strict=True):
+        if split == "train" and picture.group >= 0:
+            groups[picture.concept].append(picture.group)
+    return replace(found, majority=tuple(most_common(groups[c]) for c in range(len(found.concepts))))
+
+
+Cells = dict[tuple[str, int, int], list[GroupedImage]]
+
+
+def cells_of(found: GroupSet, seed: int, whole: bool = False) -> Cells:
+    """The pictures of each split, concept and group, shuffled; empty where there are none.
+
+    Args:
+        whole: all pictures of a set that names no splits are test pictures.
+    """
     splits, _ = splits_of(found.pictures)
-    cells: dict[tuple[str, int, int], list[GroupedImage]] = defaultdict(list)
+    if whole and all(picture.split is None for picture in found.pictures):
+        splits = ["test"] * len(splits)
+    cells: Cells = defaultdict(list)
     for picture, split in sorted(zip(found.pictures, splits, strict=True), key=lambda pair: pair[0].key):
         cells[split, picture.concept, picture.group].append(picture)
     return defaultdict(list, {place: _shuffled(cell, seed, place) for place, cell in cells.items()})
@@ -189,6 +241,25 @@ def _shuffled(cell: Sequence[GroupedImage], seed: int, place: tuple[str, int, in
     split, concept, group = place
     order = np.random.default_rng([seed, SPLITS.index(split), concept + 1, group + 1]).permutation(len(cell))
     return [cell[i] for i in order]
+
+
+def evened(found: GroupSet, cells: Cells, split: str, concept: int) -> list[list[GroupedImage]]:
+    """The pictures of a concept by group, of each as many as of the rarest.
+
+    MaxSkew wants equal shares, so a pool with more of one group would be taken for a bias of the model.
+
+    Raises:
+        DataError: there is none of a group.
+    """
+    of_groups = [cells[split, concept, g] for g in range(len(found.groups))]
+    fewest = min(map(len, of_groups))
+    if not fewest:
+        lacking = found.groups[[len(cell) for cell in of_groups].index(0)]
+        raise DataError(
+            f"{found.name} has no {split} picture of {found.concepts[concept]!r} that shows {lacking!r}, and "
+            "rankings need one or more of each group; add some, or leave out that concept"
+        )
+    return [cell[:fewest] for cell in of_groups]
 
 
 def even(cells: Sequence[Sequence[GroupedImage]], n: int) -> list[GroupedImage]:

@@ -186,6 +186,17 @@ def no_path(root: Path) -> Path:
     return root / "people.csv"
 
 
+def unlabelled(root: Path) -> Path:
+    table(root / "people.csv", "path,group", "a.png,", "b.png,")
+    return root / "people.csv"
+
+
+def both_kinds(root: Path) -> Path:
+    for i, name in enumerate(("verb/cooking/man/1.jpg", "occu/cooking/woman/2.jpg")):
+        picture(root / name, i)
+    return root
+
+
 def odd_split(root: Path) -> Path:
     table(root / "people.csv", "path,group,split", "a.png,north,holdout")
     return root / "people.csv"
@@ -202,6 +213,8 @@ def odd_split(root: Path) -> Path:
         ("grouped", fairface, DataError, "is no CSV file; give the file"),
         ("grouped", no_column, DataError, "people.csv has no column group; its columns are: path, kind"),
         ("grouped", one_group, DataError, "needs pictures of two groups or more, and has only 'north'"),
+        ("vl-bias", both_kinds, DataError, "has 'cooking' in occu/ and in verb/, .*; rename one of these"),
+        ("grouped", unlabelled, DataError, r"and has none; put .* with a column group \(grouped:FILE\)$"),
         ("grouped", twice, DataError, "has a.png twice; a picture has one group"),
         ("grouped", no_path, DataError, "row 1 of .*people.csv names no picture"),
         ("grouped", odd_split, DataError, "row 0 of .*people.csv has split 'holdout'; known are train"),

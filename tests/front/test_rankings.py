@@ -100,6 +100,17 @@ def test_values_and_intervals_are_those_of_the_whole_pool() -> None:
     )
 
 
+def test_the_share_of_the_majority_is_of_the_queries_that_have_one() -> None:
+    one, other, *_ = rankings_of(scores_of(0.8, 0))
+    known = front({"reference": ([dataclasses.replace(one, majority=0)], 900)}).points[0]
+    mixed = front({"reference": ([dataclasses.replace(one, majority=0), other], 900)}).points[0]
+    for numbers in (known.test, mixed.test):
+        assert numbers["majority_share/ranked"] == sum(g == 0 for g in one.groups[:K]) / K
+    (low, high), own = (p.test_intervals["majority_share/ranked"] for p in (mixed, known))
+    assert high - low == pytest.approx(own[1] - own[0], rel=0.25), "of other resamples"
+    assert "majority_share/ranked" not in front({"reference": ([one, other], 900)}).points[0].test
+
+
 def test_of_several_sets_the_worst_makes_the_goal() -> None:
     points = [
         {

@@ -14,16 +14,18 @@ from PIL import Image
 
 from benchmarks.gender import measured
 from clippo.config import DataConfig, ModelConfig
-from clippo.data.group_sets import open_group_set
+from clippo.data.datasets import splits_of
+from clippo.data.group_sets import GroupedImage, open_group_set
 from clippo.errors import ConfigError, DataError
 from clippo.evaluate import Counts
-from clippo.evaluate.rankings import mean_skew
+from clippo.evaluate.rankings import mean_skew, ranked
 from clippo.evaluation import evaluate_model
 from clippo.front import wilson_interval
 from clippo.model import ClipModel, policy_of
 from clippo.prepared import Location, PreparedSet, prepare
 from clippo.tasks import GenderTask, objectives_of
-from clippo.tasks.base import PairTable, TrainRows, joined_name
+from clippo.tasks.base import PairTable, Part, TrainRows, joined_name
+from clippo.tasks.group_parts import MeasuredSet
 from clippo.train import FileCheckpoints, TrialSettings, fit
 from clippo.train.ray_train import Shared, load_shared, measure_reference
 from sweeps.gender_sweep import gender_sweep
@@ -318,6 +320,10 @@ def test_a_group_set_by_itself_is_refused_where_nothing_can_be_said(clip: ClipMo
         evaluate_model(clip, released, **settings)
     with pytest.raises(ConfigError, match="groups is 'man' alone; give two or more"):
         evaluate_model(clip, released, **settings, groups=("man",))
+    with pytest.raises(ConfigError, match="groups has 'man' twice; give two or more different ones"):
+        evaluate_model(clip, released, **settings, groups=("man", "woman", "man"))
+    with pytest.raises(ConfigError, match="'<18' and '>=18' would both be reported as read_as__18; rename"):
+        evaluate_model(clip, released, **settings, groups=("<18", ">=18", "any"))
     with pytest.raises(ConfigError, match=r"people has labels of its own \(man, woman\); leave out groups"):
         evaluate_model(clip, "people", **settings, groups=("man", "woman"))
     with pytest.raises(ConfigError, match=r"demo is no set of people; leave out groups \(man, woman\)"):
@@ -326,6 +332,108 @@ def test_a_group_set_by_itself_is_refused_where_nothing_can_be_said(clip: ClipMo
     assert [(c.eval_set, c.rankings) for c in counts] == [
         ("test/concept", ()), ("test/read_as_man", ()), ("test/read_as_woman", ()),
     ]  # fmt: skip
+
+
+def listed(folder: Path, rows: Iterable[tuple[str, str, int]], split: str = "") -> str:
+    """A table of so many pictures, which are not there, of each concept and group."""
+    lines = [
+        f"{split}{concept}-{group}-{i}.png,{group},{concept},{split}"
+        for concept, group, n in rows
+        for i in range(n)
+    ]
+    table = folder / "listed.csv"
+    before = table.read_text() if table.exists() else "path,group,concept,split\n"
+    table.write_text(before + "\n".join(lines) + "\n")
+    return f"grouped:{table}"
+
+
+def skew_by_chance(part: Part) -> float:
+    """The mean MaxSkew of random rankings."""
+    assert part.queries is not None
+    groups = np.array([p.group for p in part.pictures if p.group >= 0])
+    scores, names = np.random.default_rng(0).random((200, len(groups))), part.queries.groups
+    return mean_skew([ranked(s, groups, part.queries.k, query="", group_names=names) for s in scores])
+
+
+def test_a_model_without_bias_has_no_skew_where_one_group_has_few_pictures(tmp_path: Path) -> None:
+    rows = [(f"concept {c}", *cell) for c in range(4) for cell in (("north", 27), ("south", 3), ("", 5))]
+    for split in ("train", "validation", "test"):
+        spec = listed(tmp_path, rows, split)
+    task = GenderTask(DataConfig(source=spec, test_sets=(f"again={spec}",), top_k=6))
+    alone = MeasuredSet(spec, "set", DataConfig(top_k=6)).parts
+    own = ("validation/concept/seen", "test/concept/seen", "test/concept/held_out", "test/concept/again")
+    for part in (*(task.parts[name] for name in own), alone["test/concept/set"]):
+        cells = Counter((p.label, p.group) for p in part.pictures if p.group >= 0)
+        assert set(cells.values()) == {3}
+        assert skew_by_chance(part) < 0.25, "and .5 if the pool were as listed"
+    assert len(task.parts["test/majority/seen"].pictures) == 2 * 27, "reading needs no balance"
+    assert len(task.parts["test/group/again"].pictures) == 4 * 30
+    with pytest.raises(ConfigError, match=r"top_k is 25, but test/concept/set has 24 pictures of a group"):
+        MeasuredSet(spec, "set", DataConfig(top_k=25))
+
+
+def test_a_concept_that_lacks_a_group_cannot_be_ranked(tmp_path: Path) -> None:
+    spec = listed(tmp_path, [("dancing", "north", 9), ("dancing", "south", 9), ("singing", "north", 9)])
+    with pytest.raises(DataError, match="no test picture of 'singing' that shows 'south', and rankings need"):
+        MeasuredSet(spec, "set", DataConfig(top_k=3))
+
+
+def test_a_concept_of_no_group_is_read_but_not_ranked(tmp_path: Path) -> None:
+    spec = listed(tmp_path, [("dancing", "north", 9), ("dancing", "south", 4), ("singing", "", 9)])
+    part = MeasuredSet(spec, "set", DataConfig(top_k=3)).parts["test/concept/set"]
+    assert part.queries is not None
+    assert (part.queries.captions, part.candidates) == ((0,), (0, 1))
+    assert Counter((p.label, p.group) for p in part.pictures) == {(0, 0): 4, (0, 1): 4, (1, -1): 9}
+
+
+def test_test_sets_without_splits_are_taken_whole(tmp_path: Path) -> None:
+    rows = [(f"concept {c}", group, 40) for c in range(4) for group in ("north", "south")]
+    spec = listed(tmp_path, rows)
+    alone = MeasuredSet(spec, "set", DataConfig(top_k=3, eval_pictures=999)).parts
+    assert len(alone["test/concept/set"].pictures) == len(alone["test/group/set"].pictures) == 320
+    released = f"vl-bias:{released_vl_bias(tmp_path / 'released', pictures=30)}"
+    task = GenderTask(replace(SMALL, test_sets=(released,)))
+    assert len(task.parts["test/concept/vl-bias"].pictures) == 3 * 30
+    task = GenderTask(DataConfig(source=spec, test_sets=(f"again={spec}",), top_k=3))
+    again = {p.key for p in task.parts["test/group/again"].pictures}
+    assert 30 < len(again) < 100, "of the source only what nothing is tuned on"
+    assert not again & {
+        p.key for name in ("train", "validation/concept/seen") for p in task.parts[name].pictures
+    }
+    (tmp_path / "listed.csv").unlink()
+    split = listed(tmp_path, rows, "train")
+    split = listed(tmp_path, rows[:2], "test")
+    assert len(MeasuredSet(split, "set", DataConfig(top_k=3)).parts["test/group/set"].pictures) == 80
+
+
+def test_the_majority_of_a_source_is_that_of_its_pictures_for_training(tmp_path: Path) -> None:
+    pictures = [GroupedImage(f"{i}.png", i % 4, 0, None, Image.Image) for i in range(400)]
+    shown = ["north" if split == "train" else "south" for split in splits_of(pictures)[0]]
+    few = iter(range(999))  # of those for training some are south, too, so that south has more in all
+    shown = [g if g == "south" or next(few) % 10 < 6 else "south" for g in shown]
+    assert shown.count("north") < 200
+    lines = [f"{p.key},{group},concept {p.concept}" for p, group in zip(pictures, shown, strict=True)]
+    (tmp_path / "people.csv").write_text("path,group,concept\n" + "\n".join(lines))
+    spec = f"grouped:{tmp_path / 'people.csv'}"
+    assert open_group_set(spec).majority == (1, 1, 1, 1)
+    assert GenderTask(DataConfig(source=spec)).people.found.majority == (0, 0, 0, 0)
+
+
+def test_a_concept_without_a_majority_leaves_the_others_theirs(tmp_path: Path) -> None:
+    rows = [("a", "north", 6), ("a", "south", 3), ("b", "north", 3), ("b", "south", 3)]
+    part = MeasuredSet(listed(tmp_path, rows), "set", DataConfig(top_k=3)).parts["test/concept/set"]
+    assert part.queries is not None
+    assert part.queries.majority == (0, -1)
+
+
+def test_too_few_pictures_that_can_be_read(clip: ClipModel, tmp_path: Path) -> None:
+    spec = listed(tmp_path, [(c, g, 4) for c in ("a", "b") for g in ("north", "south")])
+    for c in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{c}-north-0.png")
+    with pytest.raises(
+        ConfigError, match=r"top_k is 3, but only 2 .* lower it \(--top-k\), or repair the 14"
+    ):
+        evaluate_model(clip, spec, prompt="{}", pictures=99, font_size=(0.1, 0.2), top_k=3)
 
 
 def train_rows(task: GenderTask) -> TrainRows:
@@ -357,7 +465,7 @@ def same_name(folder: Path) -> DataConfig:
         (
             deep_top,
             ConfigError,
-            r"top_k is 30, but validation/concept/seen has 10 pictures of a group; lower it, or take more",
+            r"top_k is 30, but validation/concept/seen has 6 pictures of a group; lower it, take .*, or add",
         ),
         (many_folds, ConfigError, "data.folds is 3, but only 2 concepts are seen; lower it"),
         (same_name, ConfigError, "data.test_sets has two sets named 'seen'; write NAME=people"),
