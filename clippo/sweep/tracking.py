@@ -206,9 +206,20 @@ def _mlflow_uri(folder: Path) -> str:
 def _wandb(config: SweepConfig, folder: Path) -> LoggerCallback:
     from ray.air.integrations.wandb import WandbLoggerCallback  # wandb takes seconds to import
 
+    class Callback(WandbLoggerCallback):
+        def _start_logging_actor(self, *args: Any, **options: Any) -> None:
+            # Ray would hand the key on as a runtime environment, which it logs. The process is on this
+            # machine, and has the environment of its Ray.
+            key = os.environ.pop("WANDB_API_KEY", None)
+            try:
+                super()._start_logging_actor(*args, **options)
+            finally:
+                if key is not None:
+                    os.environ["WANDB_API_KEY"] = key
+
     # The runs are processes of Ray, which need not have this process's environment.
     mode, place = os.environ.get("WANDB_MODE"), os.environ.get("WANDB_DIR", str(folder))
-    return WandbLoggerCallback(
+    return Callback(
         project=os.environ.get("WANDB_PROJECT", "clippo"),
         group=os.environ.get("WANDB_RUN_GROUP", config.name),
         upload_timeout=UPLOAD_S,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import struct
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.tune.experiment import Trial
 from tensorboardX.proto.event_pb2 import Event
 
@@ -172,6 +174,12 @@ def test_mlflow_in_a_local_file_store(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "status: 3" in (folder / "meta.yaml").read_text(), "finished"
 
 
+def session_of_ray() -> str:
+    node = ray._private.worker._global_node
+    assert node is not None
+    return str(node.get_session_dir_path())
+
+
 def wandb_records(file: Path) -> Iterator[Any]:
     """The records of wandb's file: LevelDB's log format in blocks of 32 KiB, after 7 bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -193,6 +201,7 @@ def wandb_records(file: Path) -> Iterator[Any]:
 def test_wandb_offline(own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its runs are processes of Ray, each with a file of its own."""
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", key := "0123456789" * 4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # wandb's own
         tracker, said = tracking(tmp_path, track=("wandb",))
@@ -215,6 +224,10 @@ def test_wandb_offline(own_ray: None, tmp_path: Path, monkeypatch: pytest.Monkey
         (2, 0.7, 0.5),
     ]
     assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [0]
+    logs = [path for path in Path(session_of_ray()).glob("logs/**/*") if path.is_file()]
+    assert any(b"Creating runtime env" in path.read_bytes() for path in logs)
+    assert not [path for path in (*logs, file) if key.encode() in path.read_bytes()]
+    assert os.environ["WANDB_API_KEY"] == key
 
 
 def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
