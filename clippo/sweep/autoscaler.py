@@ -80,10 +80,12 @@ def most_of_workers(config: AutoscalingConfig) -> dict[str, float] | None:
 
     Where machines are one's own, Ray learns what they have when they come.
     """
+    if (types := config.get_node_type_configs()) is None:
+        return None
     head, limit = config.get_head_node_type(), config.get_config("max_workers", 0)
     workers = [
         node.resources
-        for name, node in (config.get_node_type_configs() or {}).items()
+        for name, node in types.items()
         for _ in range(min(node.max_worker_nodes - (name == head), limit))  # of its type, one is the head
     ]
     if not all(workers):

@@ -29,8 +29,8 @@ class SweepCallback(tune.Callback):
             ended, when its rows are kept.
 
     Attributes:
-        unfinished: what the result store said to trials that could not use it, by our id. They have no rows,
-            so that they go on when the sweep is resumed.
+        unfinished: why trials could not go on, by our id, where that was no fault of theirs. They have no
+            rows, so that they go on when the sweep is resumed.
     """
 
     def __init__(
