@@ -80,7 +80,8 @@ def most_of_workers(config: AutoscalingConfig) -> dict[str, float] | None:
 
     Where machines are one's own, Ray learns what they have when they come.
     """
-    if (types := config.get_node_type_configs()) is None:
+    types = config.get_node_type_configs()
+    if not types:
         return None
     head, limit = config.get_head_node_type(), config.get_config("max_workers", 0)
     workers = [
