@@ -19,6 +19,7 @@ PROGRAMS = (
     "loop",
     "workers",
     "sweep",
+    "sweep-3-3-epochs",
     "growth",
     "store",
     "compile",
