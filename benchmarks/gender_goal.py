@@ -73,8 +73,15 @@ def timed_run() -> dict[str, float]:
 
 
 def reached(store: ResultStore) -> dict[str, Any]:
-    """Seeds, settings and numbers on test pictures (value, ends of its interval) of a store's one sweep."""
-    (name,) = store.sweeps()
+    """Seeds, settings and numbers on test pictures (value, ends of its interval) of a store's one sweep.
+
+    Raises:
+        SystemExit: it has none, or several.
+    """
+    names = store.sweeps()
+    if len(names) != 1:
+        raise SystemExit(f"{store.uri} has the sweeps {', '.join(names) or '(none)'}; give a store with one")
+    (name,) = names
     config, front = store.known_config(name), front_of(store, name)
     best, untouched = front.recommended, front.reference
     measured = {

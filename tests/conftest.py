@@ -155,14 +155,14 @@ def sweep(*flags: str, timeout: float = 400) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def on_small_disk(disk: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command for which a folder is a disk of 1 MiB; skips the test where nobody may mount one.
+def on_small_disk(disk: Path, *command: str, mib: int = 1) -> subprocess.CompletedProcess[str]:
+    """A command for which a folder is a small disk; skips the test where nobody may mount one.
 
     A file system in memory stands for it, which the command alone sees.
     """
     disk.mkdir()
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    alone += ['mount -t tmpfs -o size=1m tmpfs "$1" && shift && exec "$@"', "sh", str(disk)]
+    alone += [f'mount -t tmpfs -o size={mib}m tmpfs "$1" && shift && exec "$@"', "sh", str(disk)]
     if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("no right to mount a small file system")
     return subprocess.run([*alone, *command], cwd=ROOT, capture_output=True, text=True, check=False)

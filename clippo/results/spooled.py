@@ -30,6 +30,7 @@ SWEEP_PATIENCE = 300.0  # of reads once a sweep runs, and when it ends [s]
 ANSWER = 5.0  # a write that takes longer [s] goes to local disk, so that the driver can go on
 PAUSE, LONGEST_PAUSE = 0.5, 15.0  # between attempts [s]
 FLUSH = 60.0  # how long a sweep waits for the store at its end [s]
+LOOK = 10.0  # between two looks at the store of a sweep that runs [s]
 
 
 class SpooledStore(ResultStore):
@@ -65,6 +66,7 @@ class SpooledStore(ResultStore):
         self._delivered = 0
         self._said: set[type[Exception]] = set()  # what has been reported since the store was last well
         self._hurry = threading.Event()
+        self._ended: threading.Event | None = None  # of a sweep that runs
         if self._spool.items:
             report(f"{len(self._spool.items)} objects of an earlier sweep wait in {self._spool.root}")
             with self._changed:
@@ -94,8 +96,15 @@ class SpooledStore(ResultStore):
         self.flush()
 
     def sweep_began(self) -> None:
-        """From now on reads wait longer: hours of training are not ended for a store that is away."""
+        """From now on reads wait longer: hours of training are not ended for a store that is away.
+
+        And a thread looks at the store every LOOK seconds and reports when it is away: its workers may be
+        waiting for it, and only the driver is heard.
+        """
         self._objects.patience = SWEEP_PATIENCE
+        if self._ended is None:
+            self._ended = threading.Event()
+            threading.Thread(target=self._watch, args=[self._ended], name="clippo-store", daemon=True).start()
 
     def compact(self, sweep: str) -> int:
         """As of :class:`ResultStore`, once everything has arrived."""
@@ -118,6 +127,9 @@ class SpooledStore(ResultStore):
         Raises:
             StoreError: something is lost, as neither the store nor the local disk could be written.
         """
+        if self._ended is not None:
+            self._ended.set()
+            self._ended = None
         self.flush(timeout)
         with self._changed:
             self._closing, thread = True, self._thread
@@ -186,6 +198,23 @@ class SpooledStore(ResultStore):
                 pause = PAUSE
                 self._done(item)
 
+    def _watch(self, ended: threading.Event) -> None:
+        objects = self._impatient()
+        while not ended.wait(LOOK):
+            try:
+                objects.look()
+            except StoreError as error:
+                if not ended.is_set():
+                    self._say(type(error), f"{error}; until then trials wait for it")
+                objects = self._impatient()  # with credentials that were renewed meanwhile
+            else:
+                with self._changed:
+                    well = bool(self._said) and not self._spool.items  # or its delivery is reported
+                    if well:
+                        self._said.clear()
+                if well:
+                    self._report(f"{self.uri} answers again")
+
     def _next(self) -> Item | None:
         with self._changed:
             item = next(iter(self._spool.items.values()), None)
@@ -204,16 +233,19 @@ class SpooledStore(ResultStore):
             self._spool.remove(item)
             self._delivered += 1
             delivered, left = self._delivered, len(self._spool.items)
+            if not left:
+                self._delivered = 0
+                self._said.clear()
             self._changed.notify_all()
         if not left:
             self._report(f"{delivered} objects that had to wait are in {self.uri} now")
-            self._delivered = 0
-            self._said.clear()
 
     def _say(self, kind: type[Exception], line: str) -> None:
         """Reports the first failure of each kind since the store was last well."""
-        if kind not in self._said:
+        with self._changed:
+            known = kind in self._said
             self._said.add(kind)
+        if not known:
             self._report(line)
 
     def _waiting(self) -> dict[str, Item]:

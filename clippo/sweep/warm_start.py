@@ -21,7 +21,8 @@ def known_trials(config: SweepConfig) -> tuple[list[tuple[Mapping[str, Any], Out
         the trials that this search could have drawn, and the number of those that it could not.
 
     Raises:
-        ConfigError: no such sweep, one of another task, or one without the sets of the objectives.
+        ConfigError: no such sweep, one of another task, one that trained a transform where this one trains
+            a tower or the reverse, or one without the sets of the objectives.
         StoreError: a store that cannot be read.
     """
     scorer, own = Scorer(config), (ResultStore(config.results).uri, config.name)
@@ -35,6 +36,12 @@ def known_trials(config: SweepConfig) -> tuple[list[tuple[Mapping[str, Any], Out
             raise ConfigError(
                 f"search.warm_start has sweep {sweep!r}, whose task is {theirs['task']!r}; it must be "
                 f"{config.task!r}"
+            )
+        trained = theirs.get("model", {}).get("trainable", config.model.trainable)
+        if trained != config.model.trainable and "transform" in (trained, config.model.trainable):
+            raise ConfigError(
+                f"search.warm_start has sweep {sweep!r}, which trained {trained!r}, and this one trains "
+                f"{config.model.trainable!r}; their learning rates have nothing to do with each other"
             )
         trials = finished_trials(store, sweep)
         reference = trials[REFERENCE].counts if REFERENCE in trials else []

