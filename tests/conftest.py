@@ -161,7 +161,7 @@ def on_small_disk(disk: Path, *command: str, mib: int = 1) -> subprocess.Complet
     A file system in memory stands for it, which the command alone sees.
     """
     disk.mkdir()
-    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    alone = ["timeout", "500", "unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     alone += [f'mount -t tmpfs -o size={mib}m tmpfs "$1" && shift && exec "$@"', "sh", str(disk)]
     if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("no right to mount a small file system")

@@ -171,15 +171,7 @@ class Objects:
         if self.get([key]) != [b"probe"]:
             raise StoreError(f"{self.uri} does not give back what was written to it; check the server")
         self.delete([key])
-        self.look()
-
-    def look(self) -> None:
-        """Lists a folder that is not there, and looks for room on a local disk; writes nothing."""
-        self.find(f".probe-{uuid.uuid4().hex}")
-        if not self.local:
-            return
-        free = self._try("look for room in", lambda: shutil.disk_usage(self._root).free)
-        if free < MIN_FREE:
+        if self.local and (free := shutil.disk_usage(self._root).free) < MIN_FREE:
             raise StoreError(
                 f"{self.uri} has {free >> 20} MiB left; free at least {MIN_FREE >> 20} MiB on its disk"
             )

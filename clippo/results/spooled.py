@@ -5,11 +5,13 @@ when a driver ends or dies is found and delivered by the next one with the same 
 and an object is always written whole, so one that is delivered twice is there once.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,7 +47,8 @@ class SpooledStore(ResultStore):
 
     Args:
         uri, endpoint_url: as of :class:`ResultStore`.
-        report: gets one line when results begin to wait, and one when all have arrived; from any thread.
+        report: gets one line when results, or trials, begin to wait for the store, and one when that is
+            over; from any thread.
     """
 
     def __init__(
@@ -98,8 +101,8 @@ class SpooledStore(ResultStore):
     def sweep_began(self) -> None:
         """From now on reads wait longer: hours of training are not ended for a store that is away.
 
-        And a thread looks at the store every LOOK seconds and reports when it is away: its workers may be
-        waiting for it, and only the driver is heard.
+        And a thread writes and deletes an object every LOOK seconds, and reports when that fails: trials may
+        be waiting for the store while the driver has nothing to write, and only the driver is heard.
         """
         self._objects.patience = SWEEP_PATIENCE
         if self._ended is None:
@@ -186,7 +189,7 @@ class SpooledStore(ResultStore):
                 if (data := item.read()) is not None:
                     self._target.put(item.key, data)
                 elif item.key in self._waiting():
-                    self._report(f"{item.key} has gone from {self._spool.root} and is lost")
+                    self._tell(f"{item.key} has gone from {self._spool.root} and is lost")
             except StoreError as error:
                 self._say(type(error), f"{error}; until then results wait in {self._spool.root}")
                 if not isinstance(error, StoreUnavailableError):
@@ -199,21 +202,34 @@ class SpooledStore(ResultStore):
                 self._done(item)
 
     def _watch(self, ended: threading.Event) -> None:
-        objects = self._impatient()
-        while not ended.wait(LOOK):
+        key, objects = f".probe-{uuid.uuid4().hex}", self._impatient()
+
+        def failure() -> StoreError | None:
             try:
-                objects.look()
+                objects.put(key, b"probe")
+                objects.delete([key])
             except StoreError as error:
-                if not ended.is_set():
-                    self._say(type(error), f"{error}; until then trials wait for it")
-                objects = self._impatient()  # with credentials that were renewed meanwhile
-            else:
-                with self._changed:
-                    well = bool(self._said) and not self._spool.items  # or its delivery is reported
-                    if well:
-                        self._said.clear()
-                if well:
-                    self._report(f"{self.uri} answers again")
+                return error
+            return None
+
+        while not ended.wait(LOOK):
+            error = failure()
+            if error is not None and not ended.wait(PAUSE):
+                error = failure()  # a single one is no outage
+            if ended.is_set():
+                return
+            if error is not None:
+                waits = f"trials wait for it, and results in {self._spool.root}"
+                self._say(type(error), f"{error}; until then {waits}")
+                if not isinstance(error, StoreUnavailableError):
+                    objects = self._impatient()  # with credentials that were renewed meanwhile
+                continue
+            with self._changed:
+                over = bool(self._said) and not self._spool.items  # or its delivery is reported
+                if over:
+                    self._said.clear()
+            if over:
+                self._tell(f"{self.uri} answers again")
 
     def _next(self) -> Item | None:
         with self._changed:
@@ -238,7 +254,7 @@ class SpooledStore(ResultStore):
                 self._said.clear()
             self._changed.notify_all()
         if not left:
-            self._report(f"{delivered} objects that had to wait are in {self.uri} now")
+            self._tell(f"{delivered} objects that had to wait are in {self.uri} now")
 
     def _say(self, kind: type[Exception], line: str) -> None:
         """Reports the first failure of each kind since the store was last well."""
@@ -246,6 +262,10 @@ class SpooledStore(ResultStore):
             known = kind in self._said
             self._said.add(kind)
         if not known:
+            self._tell(line)
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # whoever listened has gone, which must not end a thread
             self._report(line)
 
     def _waiting(self) -> dict[str, Item]:

@@ -119,6 +119,45 @@ def test_reads_of_a_sweep_that_has_begun_wait_longer(
     assert lines == []
 
 
+def test_what_trials_wait_for_is_told_once_each_time(
+    server: OwnS3Server, uri: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spooled, "LOOK", 0.2)
+    monkeypatch.setattr(spooled, "PAUSE", 0.1)
+
+    def awaited(count: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(lines) < count:
+            assert time.monotonic() < deadline, lines
+            time.sleep(0.05)
+        time.sleep(1.0)  # several looks
+        assert len(lines) == count, lines
+
+    with opened(uri) as (store, lines):
+        store.sweep_began()
+        awaited(0)
+        server.refuse()
+        awaited(1)
+        assert "access denied" in lines[0]
+        assert "until then trials wait for it, and results in" in lines[0]
+        server.accept()
+        awaited(2)
+        assert lines[1] == f"{uri} answers again"
+        server.kill()
+        awaited(3)
+        assert "no connection" in lines[2]
+        server.start()
+        awaited(4)
+        assert lines[3] == f"{uri} answers again"
+        server.kill()
+    time.sleep(1.0)
+    assert len(lines) <= 5, "nothing is told once it is closed"
+    assert "clippo-store" not in [thread.name for thread in threading.enumerate()]
+    server.start()
+    server.wait()
+    assert listed(ResultStore(uri, patience=30)) == [], "what was written to look is deleted"
+
+
 # ---- the store refuses
 
 

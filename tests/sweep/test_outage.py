@@ -32,7 +32,7 @@ FILLING = (
 import pathlib, sys, threading, time
 disk = pathlib.Path(sys.argv.pop(1))
 def fill():
-    while not list(disk.glob("results/checkpoints/*/00000*/*")):
+    while not list(disk.glob("results/checkpoints/*/00000/[!.]*")):
         time.sleep(0.05)
     with (disk / "filler").open("wb", buffering=0) as file:
         while file.write(bytes(1 << 12)):
@@ -78,7 +78,7 @@ def test_a_sweep_outlives_its_store(
         server.go_on()
         server.wait()
         server.refuse()  # as if the credential had expired
-        time.sleep(1.5 * spooled.LOOK)
+        time.sleep(2 * spooled.LOOK)
         assert driver.poll() is None, driver.communicate()
         server.accept()
         deadline = time.monotonic() + 120
@@ -92,11 +92,10 @@ def test_a_sweep_outlives_its_store(
         server.wait()
         out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, out + err
-    said = (out + err).splitlines()
-    assert len([line for line in said if "access denied" in line]) == 1, out + err
-    assert len([line for line in said if "no connection" in line]) == 1, out + err
-    over = ("answers again", "that had to wait are in")
-    assert any(phrase in line for line in said for phrase in over), out + err
+    said = [line for line in (out + err).splitlines() if "; until then " in line]
+    refused = [line for line in said if "access denied" in line]
+    assert len(refused) == 1, out + err
+    assert 1 <= len(said) - len(refused) <= 2, out + err  # one if the store was never seen well in between
 
     expected = sorted(["reference", "cross_entropy", *(f"{i:05d}" for i in range(TRIALS))])
     store = ResultStore(f"s3://{root}", patience=30)
