@@ -31,8 +31,16 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 sweep: $(VENV)/installed
 	$(BIN)/python sweeps/typo_sweep.py $(SWEEP_FLAGS)
 
+# Those that start no cluster of their own run two at a time; the others take the whole machine.
+SIDE_BY_SIDE := $(addprefix tests/,cluster conformance data demo evaluate front golden invariant losses model train)
+
 test: $(VENV)/installed-dev $(VENV)/browser
+ifeq ($(strip $(TEST_FLAGS)),)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
+else
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+endif
 
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/sweep/test_kill.py --soak $(TEST_FLAGS)
