@@ -19,7 +19,6 @@ PROGRAMS = (
     "loop",
     "workers",
     "sweep",
-    "sweep-3-3-epochs",
     "growth",
     "store",
     "compile",

@@ -72,22 +72,17 @@ def _epochs(rows: Sequence[dict[str, Any]]) -> int:
     return sum(row["epochs"] for row in rows)
 
 
-def main(
-    *, trials: int = 16, epochs: tuple[int, int] = SearchConfig.epochs, rounds: int = 5,
-    smoke: bool = False, results: Path = RESULTS,
-) -> None:  # fmt: skip
+def main(*, trials: int = 16, rounds: int = 5, smoke: bool = False, results: Path = RESULTS) -> None:
     """Times two sweeps of the same settings.
 
     Args:
         trials: settings that are tried [count].
-        epochs: least and most epochs of a trial [count]; others than the default have a JSON of their own.
         rounds: how often both sides run, one after the other [count].
         smoke: tiny, to see that the program works.
         results: folder of the JSON.
     """
     data, train, search = DataConfig(), TrainConfig(), SearchConfig()
-    pictures, eval_pictures = data.train_pictures, data.eval_pictures
-    name = "sweep" if epochs == search.epochs else f"sweep-{epochs[0]}-{epochs[1]}-epochs"
+    pictures, eval_pictures, epochs = data.train_pictures, data.eval_pictures, search.epochs
     if smoke:
         trials, rounds, pictures, eval_pictures, epochs = 1, 1, 64, 8, (1, 1)
     console, load_before = the_console(), load()
@@ -98,17 +93,17 @@ def main(
     with tempfile.TemporaryDirectory(prefix="clippo-benchmark-") as temporary:
         folder = Path(temporary)
 
-        def sweep(run_name: str, *more: str) -> tuple[float, list[dict[str, Any]]]:
+        def sweep(name: str, *more: str) -> tuple[float, list[dict[str, Any]]]:
             flags = {
-                "--name": NAME, "--results": folder / run_name, "--search.trials": trials,
+                "--name": NAME, "--results": folder / name, "--search.trials": trials,
                 "--data.train-pictures": pictures, "--data.eval-pictures": eval_pictures,
             }  # fmt: skip
             command = ["sweeps/typo_sweep.py", *(str(word) for flag in flags.items() for word in flag)]
             # Neither baselines nor confirmation: the other side has none.
             command += ["--search.epochs", *map(str, epochs), "--search.confirm", "0", "--search.baselines"]
-            seconds = run([*command, *more], folder / f"{run_name}.log")
+            seconds = run([*command, *more], folder / f"{name}.log")
             console.print(f"clippo, {trials} trials: {seconds:.1f} s", highlight=False)
-            return seconds, finished(folder / run_name)
+            return seconds, finished(folder / name)
 
         for number in range(rounds):
             seconds, rows = sweep(f"round-{number}")
@@ -131,20 +126,19 @@ def main(
         without: list[Line] = []
         if not smoke:
             seconds, rows = sweep("without", "--train.alphas")  # none
-            what = f"clippo without the curve: whole sweep, {_epochs(rows)} epochs"
-            without.append(Line(what, Spread.of([seconds]), "s"))
+            name = f"clippo without the curve: whole sweep, {_epochs(rows)} epochs"
+            without.append(Line(name, Spread.of([seconds]), "s"))
     trained = f"{min(our_epochs)} to {max(our_epochs)} epochs" if rounds > 1 else f"{our_epochs[0]} epochs"
     each = ratios([p["wall_s"] for p in theirs], [row["wall_s"] for row in ours])
-    whole, goal = Spread.of(ratios(their_seconds, our_seconds)), GOAL if name == "sweep" else None
     lines = [
-        Line("published / clippo: whole sweep", whole, "x", goal),
+        Line("published / clippo: whole sweep", Spread.of(ratios(their_seconds, our_seconds)), "x", GOAL),
         Line("published / clippo: a trial, without start of Ray and preparing", Spread.of(each), "x"),
         Line(f"clippo: whole sweep, {trained}", Spread.of(our_seconds), "s"),
         Line(f"published: whole sweep, {trained}", Spread.of(their_seconds), "s"),
         *without,
     ]
     finish(
-        name, lines, results_folder(results, smoke), console,
+        "sweep", lines, results_folder(results, smoke), console,
         settings={
             "trials": trials, "rounds": rounds, "train_pictures": pictures, "eval_pictures": eval_pictures,
             "epochs": epochs, "concurrency": search.concurrency, "batch_size": train.batch_size,
