@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
+import torch.nn.functional as F
+from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from timm.models.convnext import ConvNeXt
@@ -40,9 +41,10 @@ def tower_stages(visual: nn.Module) -> list[Stage]:
     A tower whose inside is not known is a chain of one stage, which is trained whole or not at all.
     """
     if isinstance(visual, ModifiedResNet):
-        blocks: list[nn.Module] = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
-        links = [Stage(b, list(b.parameters())) for b in blocks]
-        return _chain(visual, visual.stem, links, partial(_pooled_resnet, visual), ("conv", "bn"))
+        layers = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+        links = [Stage(partial(_layer, layer), list(layer.parameters())) for layer in layers]
+        stem = partial(_stem, visual)
+        return _chain(visual, stem, links, partial(_pooled_resnet, visual), ("conv", "bn"))
     if isinstance(visual, VisionTransformer):
         links = [
             Stage(partial(_block, visual, b), list(b.parameters())) for b in visual.transformer.resblocks
@@ -96,6 +98,39 @@ def _block_of_class_token(visual: VisionTransformer, block: ResidualAttentionBlo
 def _pooled(visual: VisionTransformer, x: Tensor) -> Tensor:
     pooled: Tensor = visual._pool(x)[0]
     return pooled if visual.proj is None else pooled @ visual.proj
+
+
+def _stem(visual: ModifiedResNet, x: Tensor) -> Tensor:
+    for conv, norm in (
+        (visual.conv1, visual.bn1), (visual.conv2, visual.bn2), (visual.conv3, visual.bn3)
+    ):  # fmt: skip
+        x = _normed(conv, norm, x).relu_()
+    return cast(Tensor, visual.avgpool(x))
+
+
+def _layer(layer: nn.Sequential, x: Tensor) -> Tensor:
+    """open_clip's Bottleneck blocks with `_normed` convolutions."""
+    for block in cast("list[Bottleneck]", layer):
+        h = _normed(block.conv1, block.bn1, x).relu_()
+        h = _normed(block.conv2, block.bn2, h).relu_()
+        h = _normed(block.conv3, block.bn3, block.avgpool(h))
+        if (shortcut := block.downsample) is not None:
+            pool, conv, norm = shortcut
+            x = _normed(conv, norm, pool(x))
+        x = h.add_(x).relu_()
+    return x
+
+
+def _normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """A convolution and its batch norm, whose statistics are frozen, as one convolution.
+
+    What the norm does to every activation it does to the weights, which are fewer; gradients go through.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None and not norm.training
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = norm.bias - norm.running_mean * scale
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 
 def _pooled_resnet(visual: ModifiedResNet, x_BCHW: Tensor) -> Tensor:
