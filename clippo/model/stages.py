@@ -126,7 +126,9 @@ def _normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
     What the norm does to every activation it does to the weights, which are fewer; gradients go through.
     """
-    assert norm.running_mean is not None and norm.running_var is not None and not norm.training
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert not norm.training
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     bias = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]

@@ -41,4 +41,5 @@ def test_typographic_pairs(
     )  # fmt: skip
     found = [r["metrics"][name] for r in reports for name in ("preference_loss", "kl")]
     expected = [number for epoch in RECORDED[trainable, loss, beta] for number in epoch]
-    assert found == pytest.approx(expected, rel=0.005)
+    # After two dozen steps of AdamW, other roundings of float32 are up to six thousandths of a small KL.
+    assert found == pytest.approx(expected, rel=0.01)

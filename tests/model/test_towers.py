@@ -187,6 +187,26 @@ def test_the_attention_pooling_has_the_gradients_of_open_clips(clip: ClipModel) 
         torch.testing.assert_close(parameter.grad, expected[name], atol=2e-3, rtol=1e-3)
 
 
+def test_convolutions_with_their_norms_have_the_gradients_of_open_clips(clip: ClipModel) -> None:
+    """Both in float64, where only another formula could differ."""
+    visual = copy.deepcopy(clip.model.visual).double().requires_grad_(True)
+    x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    theirs = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(x)))))
+    theirs.square().mean().backward()
+    expected = {n: p.grad for n, p in visual.named_parameters() if p.grad is not None}
+    visual.zero_grad()
+    ours = stages._stem(visual, x)
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        ours = stages._layer(layer, ours)
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+    ours.square().mean().backward()
+    found = {n: p.grad for n, p in visual.named_parameters() if p.grad is not None}
+    assert len(found) == 19 * 3
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-9, rtol=1e-7)
+
+
 def test_random_weights_are_the_same_in_every_process(vit: ClipModel) -> None:
     again = load_clip("ViT-B-32-256")
     assert weights_digest(again) == weights_digest(vit)
