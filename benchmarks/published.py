@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import cast
 
 import numpy as np
 import open_clip
@@ -171,9 +173,7 @@ class Pairs(Dataset[Pair]):
         self._pictures = task.parts[part].pictures
         self._style = WordStyle(fonts=FONTS[part.partition("/")[0]], font_size=data.font_size)
         self._seed = data.split_seed
-        side = round(SHARE * image_size)
-        self._resized = Compose([Resize(side, InterpolationMode.BICUBIC), CenterCrop(side)])
-        self._tensor = PILToTensor()
+        self._resized, self._tensor = _resized_to(image_size), PILToTensor()
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -181,13 +181,42 @@ class Pairs(Dataset[Pair]):
     def __getitem__(self, index: int) -> Pair:
         picture = self._pictures[index]
         assert isinstance(picture, LabelledImage)
-        clean: Image.Image = self._resized(picture.load().convert("RGB"))
+        clean = self._resized(picture.load())
         pairs = attacked_pairs(
             clean, picture, self.classes, self.candidates, copies=1, style=self._style, seed=self._seed
         )
         pair = next(pairs)
         columns = self.candidates.index(pair.label), self.candidates.index(pair.attack_label)
         return self._tensor(pair.clean), self._tensor(pair.attacked), *columns
+
+
+class Measured(Dataset[list[tuple[Tensor, int]]]):
+    """The pictures that a part is measured on, composed anew whenever they are asked for, as ``Pairs``.
+
+    For each picture of the part those of its first ``kinds`` sets: clean, attacked, a lone word, and for test
+    a nonsense word; each with the column of its class.
+    """
+
+    def __init__(self, data: DataConfig, part: str, image_size: int, kinds: int) -> None:
+        self._task, self._kinds = TASKS["typographic"](data), kinds
+        self._part = self._task.parts[part]
+        # Not ``classes``: cloudpickle would take that for torch's, and send it along.
+        self.names = [self._task.classes[c] for c in self._part.candidates]
+        self._columns = {c: column for column, c in enumerate(self._part.candidates)}
+        self._resized, self._tensor = _resized_to(image_size), PILToTensor()
+
+    def __len__(self) -> int:
+        return len(self._part.pictures)
+
+    def __getitem__(self, index: int) -> list[tuple[Tensor, int]]:
+        rows = islice(self._task.rows(self._part, index, self._resized), self._kinds)
+        return [(self._tensor(row.image), self._columns[row.label]) for row in rows]
+
+
+def _resized_to(image_size: int) -> Callable[[Image.Image], Image.Image]:
+    side = round(SHARE * image_size)
+    crop = Compose([Resize(side, InterpolationMode.BICUBIC), CenterCrop(side)])
+    return lambda image: cast(Image.Image, crop(image.convert("RGB")))
 
 
 def steps_of(pairs: int, batch_size: int, epochs: int) -> int:

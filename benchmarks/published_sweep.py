@@ -4,11 +4,11 @@
 
 ``settings.json`` is a list of objects with loss, beta, kl_weight, learning_rate, epochs and seed.
 
-A trial trains, measures clean and attacked accuracy of the averaged weights on validation pictures after
-every epoch (and of the reference after the first), writes a checkpoint, and at the end measures last weights,
-average and reference on test pictures: as the published code does, which then measures the tuning pictures
-too. Every model is run whole on every picture that it is measured on, and every picture is composed, resized
-and attacked when it is asked for.
+A trial trains, measures the averaged weights on validation pictures after every epoch (and the reference
+after the first), writes a checkpoint, and at the end measures last weights, average and reference on test
+pictures: as the published code does, which then measures the tuning pictures too. The sets are those that a
+trial of clippo measures, or with ``--clean-and-attacked`` these two kinds alone. Every model is run whole on
+every picture that it is measured on, and pictures are composed, resized and attacked when they are asked for.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.common import program
-from benchmarks.published import Pairs, Published, steps_of
+from benchmarks.published import Measured, Pairs, Published, steps_of
 from clippo.config import DataConfig, ModelConfig
 from clippo.model import load_clip
+from clippo.tasks.typographic import KINDS
 
 GROUPS = ("seen", "held_out")
 
 
-def trial(config: Mapping[str, Any], *, data: DataConfig, batch_size: int) -> None:
+def trial(config: Mapping[str, Any], *, data: DataConfig, batch_size: int, clean_and_attacked: bool) -> None:
     """One trial, in one thread of one process, as a trial of clippo."""
     torch.set_num_threads(1)
     settings, began = config["settings"], time.perf_counter()
@@ -46,24 +48,27 @@ def trial(config: Mapping[str, Any], *, data: DataConfig, batch_size: int) -> No
     train = Pairs(data, "train", clip.image_size[0])
     # More processes would only share the same cores: as many trials run at once as there are cores.
     loader = DataLoader(train, batch_size, shuffle=True)
+    prompts = [model.prompt.format(train.classes[c]) for c in train.candidates]
     published = Published(
-        clip, _prompts(model, train), loss=settings["loss"], beta=settings["beta"],
+        clip, prompts, loss=settings["loss"], beta=settings["beta"],
         kl_weight=settings["kl_weight"], learning_rate=settings["learning_rate"],
         steps=steps_of(len(train), batch_size, settings["epochs"]),
     )  # fmt: skip
+    measure = partial(accuracies, published, data=data, batch_size=batch_size, model=model)
+    kinds = {split: names[:2] if clean_and_attacked else names for split, names in KINDS.items()}
     for epoch in range(1, settings["epochs"] + 1):
         losses = [published.step(*batch) for batch in loader]
         measured = {"averaged": published.average} | (
             {"reference": published.reference} if epoch == 1 else {}
         )
-        values = accuracies(published, measured, "validation", data, batch_size, model)
+        values = measure(measured, "validation", kinds["validation"])
         with tempfile.TemporaryFile() as file:
             torch.save(published.state_dict(), file)
         if epoch == settings["epochs"]:
             everything = {
                 "last": published.policy, "averaged": published.average, "reference": published.reference
             }  # fmt: skip
-            values |= accuracies(published, everything, "test", data, batch_size, model)
+            values |= measure(everything, "test", kinds["test"])
         tune.report(
             {
                 "epoch": epoch, "loss": sum(losses) / len(losses), "accuracy": values,
@@ -74,31 +79,29 @@ def trial(config: Mapping[str, Any], *, data: DataConfig, batch_size: int) -> No
 
 @torch.no_grad()
 def accuracies(
-    published: Published, models: Mapping[str, nn.Module], split: str, data: DataConfig, batch_size: int,
-    model: ModelConfig,
+    published: Published, models: Mapping[str, nn.Module], split: str, kinds: Sequence[str], *,
+    data: DataConfig, batch_size: int, model: ModelConfig,
 ) -> dict[str, float]:  # fmt: skip
-    """Share correct on clean and attacked pictures of seen and held-out classes, by each model."""
+    """Share correct on the sets of some kinds, of seen and held-out classes, by each model."""
     values: dict[str, float] = {}
     for group in GROUPS:
-        pairs = Pairs(data, f"{split}/{group}", published.side)
-        tokens_CL = published.tokens_of(_prompts(model, pairs))
-        correct = {(name, kind): 0 for name in models for kind in ("clean", "attacked")}
-        for clean, attacked, labels, _ in DataLoader(pairs, batch_size):
+        measured = Measured(data, f"{split}/{group}", published.side, len(kinds))
+        tokens_CL = published.tokens_of([model.prompt.format(name) for name in measured.names])
+        correct = dict.fromkeys(product(models, kinds), 0)
+        for sets in DataLoader(measured, batch_size):
+            pictures, labels = (torch.cat(parts) for parts in zip(*sets, strict=True))
             for name, one in models.items():
-                predicted = published.logps(one, torch.cat([clean, attacked]), tokens_CL).argmax(1)
-                for kind, classes in zip(("clean", "attacked"), predicted.chunk(2), strict=True):
-                    correct[name, kind] += int((classes == labels).sum())
-        values |= {f"{split}/{kind}/{group} {n}": c / len(pairs) for (n, kind), c in correct.items()}
+                right = published.logps(one, pictures, tokens_CL).argmax(1) == labels
+                for kind, of_kind in zip(kinds, right.chunk(len(kinds)), strict=True):
+                    correct[name, kind] += int(of_kind.sum())
+        values |= {f"{split}/{kind}/{group} {n}": c / len(measured) for (n, kind), c in correct.items()}
     return values
-
-
-def _prompts(model: ModelConfig, pairs: Pairs) -> list[str]:
-    return [model.prompt.format(pairs.classes[c]) for c in pairs.candidates]
 
 
 def main(
     settings: tyro.conf.Positional[Path], *, report: Path = Path("report.json"), concurrency: int = 2,
     train_pictures: int = 1024, eval_pictures: int = 384, batch_size: int = 64,
+    clean_and_attacked: bool = False,
 ) -> None:  # fmt: skip
     """Runs every one of the settings.
 
@@ -109,13 +112,16 @@ def main(
         train_pictures: pairs [count].
         eval_pictures: pictures of each evaluation set [count].
         batch_size: pairs of a step [count].
+        clean_and_attacked: these sets alone are measured, as in the published code, and no lone words, which
+            our second objective needs, nor nonsense ones.
     """
     chosen = json.loads(settings.read_text())
     data = DataConfig(train_pictures=train_pictures, eval_pictures=eval_pictures)
     init("local", include_dashboard=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="clippo-published-") as storage:
+        run = partial(trial, data=data, batch_size=batch_size, clean_and_attacked=clean_and_attacked)
         tuner = tune.Tuner(
-            tune.with_resources(partial(trial, data=data, batch_size=batch_size), {"cpu": 1.0}),
+            tune.with_resources(run, {"cpu": 1.0}),
             param_space={"settings": tune.grid_search(chosen)},
             tune_config=tune.TuneConfig(max_concurrent_trials=concurrency, reuse_actors=True),
             run_config=tune.RunConfig(storage_path=storage, verbose=1),
