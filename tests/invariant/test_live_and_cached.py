@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from clippo.config import ModelConfig, TrainConfig
 from clippo.losses import kl_reference_to_policy, preference_loss
@@ -28,12 +29,20 @@ def pixel_set(small_cache: Path) -> PreparedSet:
     return open_prepared(small_cache / prepare("typographic", SMALL, model, Location(small_cache)))
 
 
+class FromPixels(TowerPolicy):
+    """Computes what lies before the cut anew at every step, and rounds it as it would be stored."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        return super().embed(self.frozen(x))
+
+
 def fitted(
-    clip: ClipModel, trainable: str, prepared: PreparedSet, frozen: Frozen, folder: Path
-) -> list[float]:
+    clip: ClipModel, trainable: str, prepared: PreparedSet, frozen: Frozen, folder: Path,
+    policy: type[TowerPolicy] = TowerPolicy,
+) -> list[float]:  # fmt: skip
     reports: list[dict[str, Any]] = []
     fit(
-        TowerPolicy(clip, trainable), prepared, frozen, SETTINGS, CONFIG,
+        policy(clip, trainable), prepared, frozen, SETTINGS, CONFIG,
         report=reports.append, checkpoints=FileCheckpoints(folder),
     )  # fmt: skip
     return [r["metrics"]["loss"] for r in reports]
@@ -87,6 +96,18 @@ def test_cached_activations_train_as_pixels_do(
     expected = live(clip, "last:2", pixel_set, frozen)
     # Activations are stored with bfloat16's three digits.
     assert fitted(clip, "last:2", small_set, frozen, tmp_path) == pytest.approx(expected, rel=0.02)
+
+
+def test_cached_activations_are_those_of_every_step(
+    clip: ClipModel, small_cache: Path, small_set: PreparedSet, frozen: Frozen, tmp_path: Path
+) -> None:
+    model = ModelConfig(trainable="image")
+    pixels = open_prepared(small_cache / prepare("typographic", SMALL, model, Location(small_cache)))
+    for name, data in pixels.train.items():
+        data.rows.reference = small_set.train[name].rows.reference  # of the rounded activations
+    live = fitted(clip, "last:2", pixels, frozen, tmp_path / "live", FromPixels)
+    cached = fitted(clip, "last:2", small_set, frozen, tmp_path / "cached")
+    assert cached == pytest.approx(live, rel=1e-4)
 
 
 def test_both_sets_hold_the_same_pictures(
