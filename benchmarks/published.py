@@ -170,6 +170,7 @@ class Pairs(Dataset[Pair]):
         task = TASKS["typographic"](data)
         self.candidates = task.parts[part].candidates
         self.classes = task.classes
+        self.names = [task.classes[c] for c in self.candidates]  # as in ``Measured``
         self._pictures = task.parts[part].pictures
         self._style = WordStyle(fonts=FONTS[part.partition("/")[0]], font_size=data.font_size)
         self._seed = data.split_seed

@@ -6,9 +6,10 @@
 
 A trial trains, measures the averaged weights on validation pictures after every epoch (and the reference
 after the first), writes a checkpoint, and at the end measures last weights, average and reference on test
-pictures: as the published code does, which then measures the tuning pictures too. The sets are those that a
-trial of clippo measures, or with ``--clean-and-attacked`` these two kinds alone. Every model is run whole on
-every picture that it is measured on, and pictures are composed, resized and attacked when they are asked for.
+pictures: as the published code does, which then measures the tuning pictures too. Its pictures are clean and
+attacked; the other sets of clippo are measured for the averaged weights alone, or not at all with
+``--clean-and-attacked``. Every model is run whole on every picture that it is measured on, and pictures are
+composed, resized and attacked when they are asked for.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import json
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from clippo.model import load_clip
 from clippo.tasks.typographic import KINDS
 
 GROUPS = ("seen", "held_out")
+AVERAGED, N_PUBLISHED = "averaged", 2  # the model that stands for the trial; kinds: clean and attacked
 
 
 def trial(config: Mapping[str, Any], *, data: DataConfig, batch_size: int, clean_and_attacked: bool) -> None:
@@ -48,25 +50,23 @@ def trial(config: Mapping[str, Any], *, data: DataConfig, batch_size: int, clean
     train = Pairs(data, "train", clip.image_size[0])
     # More processes would only share the same cores: as many trials run at once as there are cores.
     loader = DataLoader(train, batch_size, shuffle=True)
-    prompts = [model.prompt.format(train.classes[c]) for c in train.candidates]
+    prompts = [model.prompt.format(name) for name in train.names]
     published = Published(
         clip, prompts, loss=settings["loss"], beta=settings["beta"],
         kl_weight=settings["kl_weight"], learning_rate=settings["learning_rate"],
         steps=steps_of(len(train), batch_size, settings["epochs"]),
     )  # fmt: skip
     measure = partial(accuracies, published, data=data, batch_size=batch_size, model=model)
-    kinds = {split: names[:2] if clean_and_attacked else names for split, names in KINDS.items()}
+    kinds = {split: names[:N_PUBLISHED] if clean_and_attacked else names for split, names in KINDS.items()}
     for epoch in range(1, settings["epochs"] + 1):
         losses = [published.step(*batch) for batch in loader]
-        measured = {"averaged": published.average} | (
-            {"reference": published.reference} if epoch == 1 else {}
-        )
+        measured = {AVERAGED: published.average} | ({"reference": published.reference} if epoch == 1 else {})
         values = measure(measured, "validation", kinds["validation"])
         with tempfile.TemporaryFile() as file:
             torch.save(published.state_dict(), file)
         if epoch == settings["epochs"]:
             everything = {
-                "last": published.policy, "averaged": published.average, "reference": published.reference
+                "last": published.policy, AVERAGED: published.average, "reference": published.reference
             }  # fmt: skip
             values |= measure(everything, "test", kinds["test"])
         tune.report(
@@ -82,17 +82,21 @@ def accuracies(
     published: Published, models: Mapping[str, nn.Module], split: str, kinds: Sequence[str], *,
     data: DataConfig, batch_size: int, model: ModelConfig,
 ) -> dict[str, float]:  # fmt: skip
-    """Share correct on the sets of some kinds, of seen and held-out classes, by each model."""
+    """Share correct on the sets of some kinds, of seen and held-out classes.
+
+    Each model on clean and attacked pictures, as published; the average on the others, too.
+    """
     values: dict[str, float] = {}
     for group in GROUPS:
         measured = Measured(data, f"{split}/{group}", published.side, len(kinds))
         tokens_CL = published.tokens_of([model.prompt.format(name) for name in measured.names])
-        correct = dict.fromkeys(product(models, kinds), 0)
+        correct = Counter[tuple[str, str]]()
         for sets in DataLoader(measured, batch_size):
-            pictures, labels = (torch.cat(parts) for parts in zip(*sets, strict=True))
             for name, one in models.items():
+                of_model = sets if name == AVERAGED else sets[:N_PUBLISHED]
+                pictures, labels = (torch.cat(parts) for parts in zip(*of_model, strict=True))
                 right = published.logps(one, pictures, tokens_CL).argmax(1) == labels
-                for kind, of_kind in zip(kinds, right.chunk(len(kinds)), strict=True):
+                for kind, of_kind in zip(kinds, right.chunk(len(of_model)), strict=False):
                     correct[name, kind] += int(of_kind.sum())
         values |= {f"{split}/{kind}/{group} {n}": c / len(measured) for (n, kind), c in correct.items()}
     return values

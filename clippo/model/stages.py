@@ -129,6 +129,7 @@ def _normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert not norm.training
+    assert conv.bias is None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     bias = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]

@@ -233,7 +233,8 @@ def test_sweep(tmp_path: Path) -> None:
     )
     for trial in found["published"]:
         assert trial["epoch"] == trial["settings"]["epochs"] == 1
-        assert len(trial["accuracy"]) == 2 * (2 * 2 + 2 * 3)  # groups x (validation + test) of kinds x models
+        # groups x (validation + test): all kinds of the average, clean and attacked of the other models
+        assert len(trial["accuracy"]) == 2 * ((3 + 2) + (4 + 2 * 2))
         assert all(0 <= share <= 1 for share in trial["accuracy"].values())
         assert trial["accuracy"]["test/clean/seen reference"] > 0.5
 
