@@ -18,7 +18,7 @@ ROWS = [row for row in TEXT.splitlines() if row.startswith("| ") and not row.sta
 COMMAND = re.compile(r"`((?:pytest|python|make) [^`]+)`")
 COMMANDS = COMMAND.findall(TEXT)
 MARK = "**not reached**"
-HOW = {"--runs", "--processes"}
+HOW = {"--runs", "--rounds", "--processes"}
 """Flags that say how a benchmark is run, and not which case it measures."""
 
 
