@@ -170,7 +170,7 @@ class Pairs(Dataset[Pair]):
         task = TASKS["typographic"](data)
         self.candidates = task.parts[part].candidates
         self.classes = task.classes
-        self.names = [task.classes[c] for c in self.candidates]  # as in ``Measured``
+        self.names = [task.classes[c] for c in self.candidates]
         self._pictures = task.parts[part].pictures
         self._style = WordStyle(fonts=FONTS[part.partition("/")[0]], font_size=data.font_size)
         self._seed = data.split_seed
@@ -201,7 +201,7 @@ class Measured(Dataset[list[tuple[Tensor, int]]]):
     def __init__(self, data: DataConfig, part: str, image_size: int, kinds: int) -> None:
         self._task, self._kinds = TASKS["typographic"](data), kinds
         self._part = self._task.parts[part]
-        # Not ``classes``: cloudpickle would take that for torch's, and send it along.
+        # In a function that Ray sends, ``.classes`` would be taken for torch's, which cannot be sent.
         self.names = [self._task.classes[c] for c in self._part.candidates]
         self._columns = {c: column for column, c in enumerate(self._part.candidates)}
         self._resized, self._tensor = _resized_to(image_size), PILToTensor()

@@ -160,7 +160,7 @@ def _published_steps(
     pairs = PublishedPairs(data, "train", clip.image_size[0])
     clean, attacked, chosen, rejected = default_collate([pairs[i] for i in range(len(pairs))])
     published = Published(
-        clip, [prompt.format(pairs.classes[c]) for c in pairs.candidates], loss="dpo",
+        clip, [prompt.format(name) for name in pairs.names], loss="dpo",
         beta=1.0, kl_weight=1.0, learning_rate=SETTINGS.learning_rate, steps=MANY, device=device,
     )  # fmt: skip
     step = partial(published.step, clean, attacked, chosen.to(device), rejected.to(device))

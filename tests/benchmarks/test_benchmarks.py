@@ -33,7 +33,7 @@ def pairs(clip: ClipModel) -> Pairs:
 
 @pytest.fixture
 def published(clip: ClipModel, pairs: Pairs) -> Published:
-    prompts = [f"a photo of a {pairs.classes[c]}" for c in pairs.candidates]
+    prompts = [f"a photo of a {name}" for name in pairs.names]
     torch.manual_seed(0)
     return Published(clip, prompts, loss="dpo", beta=0.5, kl_weight=1.0, learning_rate=1e-3, steps=10)
 
@@ -62,7 +62,7 @@ def test_published_log_probabilities_are_those_of_the_reference(
     )
     with torch.no_grad():
         image_BD = clip.model.encode_image(clip.normalized(pictures.permute(0, 2, 3, 1)), normalize=True)
-        text_CD = clip.text_features([f"a photo of a {pairs.classes[c]}" for c in pairs.candidates])
+        text_CD = clip.text_features([f"a photo of a {name}" for name in pairs.names])
         expected = class_logps(image_BD, text_CD, clip.logit_scale)
         logps = published.logps(published.reference, pictures, published.tokens_CL)
         shorter = published.padded_to_the_longest()

@@ -13,10 +13,11 @@ from clippo.train import FileCheckpoints, TrialSettings, fit
 from clippo.train.step import Frozen
 
 DATA = DataConfig(train_pictures=40, attacked_copies=3, eval_pictures=8)
-# Preference loss and KL of two epochs, recorded when a batch was still a clean and an attacked half.
+# Preference loss and KL of two epochs, recorded when a batch was still a clean and an attacked half; the last
+# KL of last:2 with kto (it was 0.00151312) again with batch norms in the convolutions, which round otherwise.
 RECORDED = {
     ("last:2", "dpo", 0.5): [(0.159084, 0.000597784), (0.0036193, 0.00127585)],
-    ("last:2", "kto", 0.3): [(0.300061, 0.000580002), (0.184836, 0.00151312)],
+    ("last:2", "kto", 0.3): [(0.300061, 0.000580002), (0.184836, 0.00150424)],
     ("transform", "ipo", 0.1): [(24.1435, 0.000282875), (14.9128, 0.000334277)],
     ("transform", "kto", 0.3): [(0.496713, 0.000140569), (0.466207, 9.14712e-05)],
 }
@@ -41,5 +42,4 @@ def test_typographic_pairs(
     )  # fmt: skip
     found = [r["metrics"][name] for r in reports for name in ("preference_loss", "kl")]
     expected = [number for epoch in RECORDED[trainable, loss, beta] for number in epoch]
-    # After two dozen steps of AdamW, other roundings of float32 are up to six thousandths of a small KL.
-    assert found == pytest.approx(expected, rel=0.01)
+    assert found == pytest.approx(expected, rel=0.005)
