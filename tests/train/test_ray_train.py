@@ -14,18 +14,18 @@ from clippo.train.ray_train import give_back_memory
 def held():
     return 4096 * int(Path("/proc/self/statm").read_text().split()[1]) >> 20
 
+small = []
+
 def trial():
-    small = []
-    for _ in range(3):
-        freed = [torch.ones(1 << 18) for _ in range(300)]
-        small.append(torch.ones(1 << 14))
-        del freed
+    freed = []
+    for _ in range(300):
+        freed += [torch.ones(1 << 14) for _ in range(16)]  # 1 MiB in pieces that are never mapped alone
+        small.append(torch.ones(1 << 10))  # stays, so that what lies below cannot go by itself
 
 before = held()
-for _ in range(4):
-    thread = threading.Thread(target=trial)
-    thread.start()
-    thread.join()
+thread = threading.Thread(target=trial)
+thread.start()
+thread.join()
 kept = held()
 give_back_memory()
 print(kept - before, held() - before)
