@@ -1,39 +1,32 @@
 """Builds a prepared set: pictures, attacked copies, activations at the cut, the reference's embeddings.
 
 A prepared set is named after a digest of all that goes into it, so the same inputs are never prepared twice.
-Its pictures are built in shards (``shard.py``), here or by Ray Data, which carries only descriptions of
-shards and summaries of them. A shard whose summary exists is not built again, so a preparation that was
-killed goes on where it was.
+Its pictures are built in shards (``shard.py``), by this process or several (``workers.py``), which are handed
+descriptions of shards and give summaries of them. A shard whose summary exists is not built again, so a
+preparation that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import pickle
-import sys
-import warnings
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import asdict
-from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import open_clip
 import torch
 
 from clippo.config import DataConfig, ModelConfig, digest
-from clippo.errors import DataError, ResourceError
+from clippo.errors import DataError
 from clippo.model import ClipModel, load_clip
 from clippo.prepared.location import Location, files_of, remove_stale
 from clippo.prepared.shard import Recipe, ShardBuilder, Summary, data_digest_of
+from clippo.prepared.workers import built_by_workers
 from clippo.tasks import Task, task_named
 
 FORMAT = 3  # of the files and their names; part of the digest
 SHARD = 256  # pictures of a part that are built together: what a killed builder repeats
-RETRIES = 3  # of a shard whose process dies
 
 Progress = Callable[[int, int], None]
 
@@ -46,7 +39,7 @@ def prepare(
 
     Args:
         workers: processes; 1 without a GPU is this one, otherwise they are workers of Ray, which is started
-            on this machine when this process has not joined a cluster.
+            on this machine when this process has not joined a cluster, and for a small set this one, too.
         gpus: of each worker.
         verbose: show the logs of Ray Data.
         on_progress: called with the number of pictures done and the number of all.
@@ -107,10 +100,11 @@ def _build(
     todo = [{**s, "known": json.dumps(known.get(s["key"]))} for s in shards if s["key"] not in done]
     total, ready = sum(s["stop"] - s["start"] for s in shards), sum(s["stop"] - s["start"] for s in built)
     on_progress(ready, total)
+    here = ShardBuilder(recipe, task, clip)
     if todo and (gpus or min(workers, len(todo)) > 1):
-        summaries = _built_on_ray(recipe, todo, workers, gpus, verbose)
+        summaries = built_by_workers(recipe, todo, here, workers=workers, gpus=gpus, verbose=verbose)
     else:
-        summaries = map(ShardBuilder(recipe, task, clip).build, todo)
+        summaries = map(here.build, todo)
     for summary in summaries:
         built.append(summary)
         ready += summary["stop"] - summary["start"]
@@ -203,95 +197,3 @@ def _refuse_many_left_out(manifest: dict[str, Any], recipe: Recipe) -> None:
         f"{recipe.data.max_unreadable:.1%}); mend or remove them, the first is {left_out[0]['key']} "
         f"({left_out[0]['reason']}), all are in {recipe.location}/{key}"
     )
-
-
-# --- Ray --------------------------------------------------------------------------------------------------
-
-
-def _built_on_ray(
-    recipe: Recipe, shards: list[dict[str, Any]], workers: int, gpus: float, verbose: bool
-) -> Iterator[Summary]:
-    """Builds shards in worker processes, in any order."""
-    import ray  # takes seconds, and most processes find their set prepared
-    import ray.data
-
-    with _ray_started(verbose), _quiet_data_context(verbose):
-        n = min(workers, len(shards))
-        pool = ray.data.ActorPoolStrategy(
-            min_size=1, max_size=n, initial_size=n, max_tasks_in_flight_per_actor=1
-        )
-        # A block a shard, or Ray Data would hand out several at once.
-        described = ray.data.from_items(shards, override_num_blocks=len(shards))
-        with warnings.catch_warnings():
-            # Without a bound, a shard that exhausts the memory would be tried for ever. Ray means to take the
-            # argument away, but has nothing in its place yet.
-            warnings.simplefilter("ignore")
-            built = described.map(
-                ShardBuilder,  # type: ignore[arg-type]  # a worker makes one instance and calls that
-                fn_constructor_args=[recipe],
-                compute=pool,
-                num_cpus=1,
-                num_gpus=gpus,
-                max_task_retries=RETRIES,
-            )
-        try:
-            # Left open, the rows would end after Ray, and start or wait for another one.
-            with closing(cast("Generator[Any, None, None]", iter(built.iter_rows()))) as rows:
-                with nullcontext() if verbose else _silent_stderr():  # while the workers start
-                    first = [next(rows)]
-                for row in chain(first, rows):
-                    if row["error"]:
-                        raise pickle.loads(row["error"])
-                    yield json.loads(row["summary"])
-        except ray.exceptions.RayActorError as error:
-            raise ResourceError(
-                f"a process that prepares pictures died {RETRIES + 1} times at the same ones, perhaps out of "
-                f"memory ({n} at once); use fewer or a larger machine, what was finished is kept"
-            ) from error
-
-
-@contextmanager
-def _ray_started(verbose: bool) -> Iterator[None]:
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    level = logging.INFO if verbose else logging.ERROR
-    address = os.environ.get("RAY_ADDRESS", "local")
-    ray.init(address, include_dashboard=False, log_to_driver=verbose, logging_level=level)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _quiet_data_context(verbose: bool) -> Iterator[None]:
-    """No progress bars and logs of Ray Data's own."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = context.print_on_execution_start = verbose
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(level if verbose else logging.CRITICAL)  # an error is raised besides
-    try:
-        with DataContext.current(context):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Ray's core calls an error, past all logging of Python, how Ray Data starts its workers."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

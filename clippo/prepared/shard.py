@@ -9,7 +9,7 @@ import json
 import pickle
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -171,7 +171,8 @@ class SetFile:
 
     def __exit__(self, *error: object) -> None:
         self._sink.close()
-        self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it has its name by now; or its folder is gone, and what that means is said
+            self._temporary.unlink()
 
     def add(self, row: Row, pixels: np.ndarray) -> None:
         self._waiting.append((row, pixels))

@@ -1,5 +1,6 @@
 """The prepared set: content-addressed, resumable, complete, and equal to what it was made from."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -20,9 +22,9 @@ import torch
 from PIL import Image
 
 from clippo.config import DataConfig, ModelConfig
-from clippo.errors import ClippoError, DataError
+from clippo.errors import ClippoError, DataError, ResourceError
 from clippo.model import ClipModel, policy_of
-from clippo.prepared import Location, PreparedSet, build, open_prepared, prepare
+from clippo.prepared import Location, PreparedSet, build, open_prepared, prepare, workers
 from clippo.prepared.shard import Recipe, ShardBuilder, data_digest_of
 from clippo.tasks import TASKS, TypographicTask
 from clippo.train.batches import Pairs, epoch_batches
@@ -99,13 +101,13 @@ prepare(
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("n_workers", [1, 2])
 def test_a_killed_preparation_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_workers: int
 ) -> None:
     data = DataConfig(train_pictures=60, eval_pictures=4)
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(workers)],
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(n_workers)],
         stdout=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         try:
@@ -133,7 +135,9 @@ def test_a_killed_preparation_goes_on_where_it_was(
 
     monkeypatch.setattr(build, "SHARD", 4)
     progress: list[tuple[int, int]] = []
-    again = prepared_in(tmp_path / "killed", data, workers=workers, on_progress=lambda *p: progress.append(p))
+    again = prepared_in(
+        tmp_path / "killed", data, workers=n_workers, on_progress=lambda *p: progress.append(p)
+    )
     assert again == folder
     assert progress[0] == (4 * len(finished), 76)
     assert progress[-1] == (76, 76)
@@ -168,7 +172,7 @@ def test_lost_files_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def worker_processes() -> list[int]:
     """Ray's processes below this one that build shards."""
-    parents, workers = {}, []
+    parents, found = {}, []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, title, rest = int(stat.parent.name), (stat.parent / "cmdline").read_bytes(), stat.read_text()
@@ -176,40 +180,79 @@ def worker_processes() -> list[int]:
             continue
         parents[pid] = int(rest.rpartition(")")[2].split()[1])
         if b"ShardBuilder" in title:
-            workers.append(pid)
+            found.append(pid)
 
     def is_ours(pid: int) -> bool:
         return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
 
-    return [pid for pid in workers if is_ours(pid)]
+    return [pid for pid in found if is_ours(pid)]
 
 
+def first_worker() -> int:
+    """The first process of Ray that builds shards, or is about to."""
+    deadline = time.monotonic() + 60
+    while not (found := worker_processes()):
+        assert time.monotonic() < deadline, "no worker starts"
+        time.sleep(0.05)
+    return found[0]
+
+
+@pytest.mark.parametrize("few", [0, workers.FEW], ids=["Ray Data", "here and by actors"])
 def test_workers_do_not_change_the_set_and_are_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], few: int
 ) -> None:
     monkeypatch.setattr(build, "SHARD", 12)
+    monkeypatch.setattr(workers, "FEW", few)
     data = DataConfig(train_pictures=96, eval_pictures=4)
     killed: list[int] = []
     printed: list[str] = []
 
     def kill_one(done: int, total: int) -> None:
-        if done and not killed and (workers := worker_processes()):
+        if done and not killed and Path("/proc").exists():
+            killed.append(first_worker())
             printed.extend(capfd.readouterr())
-            os.kill(workers[0], signal.SIGKILL)
-            killed.append(workers[0])
+            os.kill(killed[0], signal.SIGKILL)
 
     one = prepared_in(tmp_path / "1", data)
     capfd.readouterr()
     two = prepared_in(tmp_path / "2", data, workers=2, on_progress=kill_one)
     assert manifest_of(one) == manifest_of(two)  # with the digest of every file
     if Path("/proc").exists():
-        assert killed
         assert printed == ["", ""]
     sets = [open_prepared(folder) for folder in (one, two)]
     for first, second in zip(sets[0].evaluation, sets[1].evaluation, strict=True):
         rows = range(len(first.rows))
         assert torch.equal(first.rows.inputs(rows), second.rows.inputs(rows))
         assert torch.equal(first.rows.reference, second.rows.reference)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+def test_a_worker_that_always_dies_ends_the_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SHARD", 12)
+    ended = threading.Event()
+
+    def kill_all() -> None:
+        while not ended.wait(0.05):
+            for pid in worker_processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill_all)
+    killing.start()
+    try:
+        with pytest.raises(
+            ResourceError, match=r"died 4 times .* \(2 at once\); use fewer or a larger machine"
+        ):
+            prepared_in(tmp_path, DataConfig(train_pictures=24, eval_pictures=4), workers=2)
+    finally:
+        ended.set()
+        killing.join()
+    [folder] = tmp_path.iterdir()
+    assert len(list(folder.rglob("shards/**/*.json"))) == 5, "what this process built meanwhile is kept"
+    again = prepared_in(tmp_path, DataConfig(train_pictures=24, eval_pictures=4))
+    assert again == folder
 
 
 def test_a_worker_with_other_pictures_refuses(tmp_path: Path) -> None:
