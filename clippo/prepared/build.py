@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -38,8 +39,8 @@ def prepare(
     """Builds the prepared set of a task and a model unless it is there; returns its digest.
 
     Args:
-        workers: processes; 1 without a GPU is this one, otherwise they are workers of Ray, which is started
-            on this machine when this process has not joined a cluster, and for a small set this one, too.
+        workers: processes [count]. 1 without a GPU is this one. More are workers of Ray, which is started on
+            this machine when this process has not joined a cluster; of a small set this is one of them.
         gpus: of each worker.
         verbose: show the logs of Ray Data.
         on_progress: called with the number of pictures done and the number of all.
@@ -48,6 +49,7 @@ def prepare(
         DataError: more pictures than ``data.max_unreadable`` cannot be decoded, or a part has none; or the
             workers have other pictures, or write to another place, than this process.
         StoreError: the location cannot be used.
+        ResourceError: a worker died again and again.
     """
     task, clip = task_named(task_name)(data), load_clip(model.name, model.pretrained)
     model_digest, data_digest = weights_digest(clip), data_digest_of(task_name, data, task)
@@ -104,11 +106,12 @@ def _build(
     if todo and (gpus or min(workers, len(todo)) > 1):
         summaries = built_by_workers(recipe, todo, here, workers=workers, gpus=gpus, verbose=verbose)
     else:
-        summaries = map(here.build, todo)
-    for summary in summaries:
-        built.append(summary)
-        ready += summary["stop"] - summary["start"]
-        on_progress(ready, total)
+        summaries = (here.build(shard) for shard in todo)
+    with closing(summaries):  # at once, also when this is interrupted
+        for summary in summaries:
+            built.append(summary)
+            ready += summary["stop"] - summary["start"]
+            on_progress(ready, total)
     by_key = {s["key"]: s for s in built}
     return [by_key[s["key"]] for s in shards]
 

@@ -61,7 +61,7 @@ class ShardBuilder:
         self._recipe, self._opened = recipe, (task, clip)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """What Ray Data calls; an error for the user comes back as a value, as Ray would change its type."""
+        """What a worker calls; an error for the user comes back as a value, as Ray would change its type."""
         try:
             return {"summary": json.dumps(self.build(shard)), "error": b""}
         except ClippoError as error:
@@ -171,7 +171,7 @@ class SetFile:
 
     def __exit__(self, *error: object) -> None:
         self._sink.close()
-        with suppress(OSError):  # it has its name by now; or its folder is gone, and what that means is said
+        with suppress(OSError):  # it has its name by now; or nothing can be written, and that is said
             self._temporary.unlink()
 
     def add(self, row: Row, pixels: np.ndarray) -> None:

@@ -24,14 +24,14 @@ from clippo.errors import ResourceError
 from clippo.prepared.shard import Recipe, ShardBuilder, Summary
 
 FEW = 16  # shards that this process helps to build
-RETRIES = 3  # of a shard whose process dies
-LOOK_S = 0.1  # between two looks of who waits for a shard whether it still matters
+RETRIES = 3  # of what a process was doing when it died
+LOOK_S = 0.1  # between two looks of who waits for a process whether it still matters
 
 
 def built_by_workers(
     recipe: Recipe, shards: Sequence[dict[str, Any]], here: ShardBuilder, *, workers: int, gpus: float,
     verbose: bool,
-) -> Iterator[Summary]:  # fmt: skip
+) -> Generator[Summary, None, None]:  # fmt: skip
     """Builds shards in several processes; gives their summaries in any order.
 
     Args:
@@ -58,15 +58,15 @@ def built_by_workers(
                     if row["error"]:
                         raise pickle.loads(row["error"])
                     yield json.loads(row["summary"])
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             raise ResourceError(
-                f"a process that prepares pictures died {RETRIES + 1} times at the same ones, perhaps out of "
-                f"memory ({n} at once); use fewer or a larger machine, what was finished is kept"
+                f"a process that prepares pictures died {RETRIES + 1} times, perhaps out of memory ({n} at "
+                "once); use fewer or a larger machine, what was finished is kept"
             ) from error
 
 
 Rows = Generator[dict[str, Any], None, None]
-"""What calling ``ShardBuilder`` returns, shard by shard."""
+"""What a ``ShardBuilder`` returns of each shard when it is called."""
 
 
 def _built_here_and_by_actors(
@@ -76,14 +76,22 @@ def _built_here_and_by_actors(
 
     builder: Any = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(ShardBuilder)
     todo, built = iter(shards), SimpleQueue[dict[str, Any]]()  # both serve several threads
-    ended = threading.Event()
+    all_taken, ended = threading.Event(), threading.Event()
+
+    def came(result: ray.ObjectRef[Any], given_up: threading.Event) -> bool:
+        while not ray.wait([result], timeout=LOOK_S)[0]:
+            if given_up.is_set():
+                return False
+        return True
 
     def feed(actor: Any) -> None:
+        # Who takes a shard before its process has started lets all others wait for it, perhaps for a node.
+        if not came(ready := actor.__ray_ready__.remote(), all_taken):
+            return
+        ray.get(ready)
         for shard in todo:
-            row = actor.__call__.remote(shard)
-            while not ray.wait([row], timeout=LOOK_S)[0]:
-                if ended.is_set():
-                    return
+            if not came(row := actor.__call__.remote(shard), ended):
+                return
             built.put(ray.get(row))
 
     with ThreadPoolExecutor(n_actors) as threads:
@@ -93,11 +101,16 @@ def _built_here_and_by_actors(
                 yield here(shard)
                 while not built.empty():
                     yield built.get()
+                for fed in feeding:
+                    if fed.done():
+                        fed.result()  # raises what went wrong
+            all_taken.set()
             for fed in feeding:
                 fed.result()
             while not built.empty():
                 yield built.get()
         finally:
+            all_taken.set()
             ended.set()
 
 
