@@ -36,11 +36,11 @@ from clippo.results.objects import MIN_FREE, Objects
 from clippo.results.spool import Spool
 from clippo.results.spooled import spool_folder
 from clippo.sweep.autoscaler import most_resources, one_worker
+from clippo.sweep.checks import check_settings
 from clippo.sweep.cluster import check_resources, joined_ray
 from clippo.sweep.cost import Speed, estimate, price_of, remember, work_of
 from clippo.sweep.plan import needs
 from clippo.sweep.probe import probes
-from clippo.sweep.tuner import check_settings
 from clippo.tasks import task_named
 from clippo.train.memory import Memory, estimated_memory
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -12,44 +11,36 @@ from functools import partial
 from typing import Any
 
 from ray import tune
-from ray.exceptions import OutOfMemoryError
-from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 from rich.text import Text
 
 from clippo.config import SweepConfig, absolute, digest
-from clippo.errors import ConfigError, ResourceError, StoreError
+from clippo.errors import ConfigError, StoreError
 from clippo.evaluate import Counts
-from clippo.evaluate.objectives import Objectives
-from clippo.front.counts import CONFIRM, REFERENCE
+from clippo.front.counts import REFERENCE
 from clippo.front.front import PREFERENCE, Front
 from clippo.front.points import front_of
-from clippo.losses import resolve_loss
 from clippo.prepared import fetch, open_prepared
-from clippo.results import ENDED, INTERRUPTED, RUNNING, ResultStore, SpooledStore
+from clippo.results import ENDED, INTERRUPTED, RUNNING, SpooledStore
 from clippo.sweep import confirm
-from clippo.sweep.budget import Budget, ran_for
 from clippo.sweep.callback import SweepCallback
-from clippo.sweep.cluster import (
-    check_resources,
-    joined_ray,
-    leftovers_freed,
-    preparing_workers,
-    trial_resources,
-)
+from clippo.sweep.checks import check_settings
+from clippo.sweep.cluster import check_resources, joined_ray, preparing_workers
 from clippo.sweep.contenders import Contenders
+from clippo.sweep.earlier import budget_of, in_search, is_finished, started_trials
 from clippo.sweep.examples import write_examples
 from clippo.sweep.metrics import SweepMetrics
-from clippo.sweep.mirror import Mirror, check_mirror
+from clippo.sweep.mirror import Mirror
 from clippo.sweep.preparing import prepared_for
 from clippo.sweep.progress import ProgressView
 from clippo.sweep.rows import FinishedTrial, Scorer, TrialRows, finished_trials
 from clippo.sweep.scheduler import StoppingScheduler, rule_of
-from clippo.sweep.search import Numbers, Outcome, Proposal, Search, slowness
-from clippo.sweep.space import baseline, check_pairs
+from clippo.sweep.search import Numbers, Proposal, Search, slowness
+from clippo.sweep.space import baseline
 from clippo.sweep.stored import is_resumed, stored
-from clippo.sweep.tracking import Tracking, check_tracking
+from clippo.sweep.tracking import Tracking
 from clippo.sweep.trial import tune_trial
+from clippo.sweep.tuning import refuse_unfinished, run_trials
 from clippo.sweep.warm_start import known_trials
 from clippo.tasks import resolved, task_named
 from clippo.train.batches import check_batches
@@ -74,7 +65,7 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         finished = finished_trials(store, config.name) if resumed else {}
         began = f" {'resumed' if resumed else 'started'}, results in {store.uri}"
         _say(console, Text.assemble("sweep ", (config.name, "bold"), began))
-        if not _is_finished(config, store, finished):
+        if not is_finished(config, store, finished):
             if resumed and (store.state(config.name) or {}).get("state") == RUNNING:
                 _say(console, "its last driver did not end in good order; if it still runs, stop one of them")
             with joined_ray(config):
@@ -83,28 +74,6 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
                     _say(console, told)
                 _Sweep(config, store, console, finished, resumed).run()
         return front_of(store, config.name)
-
-
-def check_settings(config: SweepConfig) -> None:
-    """Refuses names that nothing has; what a single field may be, the configuration itself checks.
-
-    Raises:
-        ConfigError: an unknown task, loss, baseline or kind of pairs, a loss or baseline that cannot be tuned
-            on the pairs, a mirror that is none or has a password, or a tracker that is not installed.
-    """
-    task = task_named(config.task)
-    if config.data.folds and config.model.trainable != "transform":
-        raise ConfigError(
-            f"data.folds is {config.data.folds} with model.trainable {config.model.trainable!r}; only a "
-            "transform is cross-validated, set it to 0"
-        )
-    for loss in config.search.losses:
-        resolve_loss(loss)
-    check_pairs(config.search, task)
-    for name in config.search.baselines:
-        baseline(name, config.search, config.model.trainable, task)
-    check_mirror(config.search.mirror)
-    check_tracking(config)
 
 
 def named(config: SweepConfig) -> SweepConfig:
@@ -229,9 +198,9 @@ class _Sweep:
     def _search(self, view: ProgressView, untouched: Numbers) -> str | None:
         """Runs the trials of the search and those to compare with; says why it ended before its last one."""
         config, search_config = self._config, self._config.search
-        budget = _budget(config, self._objectives, untouched, self._finished, self._numbers)
-        started = {p.trial_id: p for p in _started(self._store, config.name)}
-        unfinished = [p for i, p in started.items() if i not in self._finished and _in_search(i)]
+        budget = budget_of(config, self._objectives, untouched, self._finished, self._numbers)
+        started = started_trials(self._store, config.name)
+        unfinished = [p for i, p in started.items() if i not in self._finished and in_search(i)]
         seed, task = {"seed": search_config.seed}, task_named(config.task)
         others = [
             Proposal(name, 0, baseline(name, search_config, config.model.trainable, task) | seed)
@@ -266,13 +235,13 @@ class _Sweep:
             context=lambda trial_id: {"rivals": self._contenders.rivals if trial_id.isdigit() else None},
             on_told=mirror.told if mirror else lambda trial: None,
         )
-        self._tune(config, search, callback, scheduler)
+        run_trials(config, self._trainable(config), search, callback, self._watchers, scheduler)
         return search.ended
 
     def _confirm(self, view: ProgressView) -> None:
         """Trains settings of the front once more."""
         wanted = confirm.proposals(self._config, front_of(self._store, self._config.name))
-        started = {p.trial_id: p for p in _started(self._store, self._config.name)}
+        started = started_trials(self._store, self._config.name)
         missing = [started.get(p.trial_id, p) for p in wanted if p.trial_id not in self._finished]
         if not missing:
             return
@@ -288,7 +257,7 @@ class _Sweep:
             on_start=partial(self._note_start, callback),
             exhausted=lambda: "only the settings of the front",
         )
-        self._tune(config, search, callback)
+        run_trials(config, self._trainable(config), search, callback, self._watchers)
 
     def _note_start(
         self, callback: SweepCallback, trial_id: str, attempt: int, settings: dict[str, Any]
@@ -298,7 +267,7 @@ class _Sweep:
         Raises:
             StoreError: it was; or another driver has begun this trial.
         """
-        _refuse_unfinished(callback)
+        refuse_unfinished(callback)
         self._store.write_started(self._config.name, trial_id, attempt, settings)
 
     def _score(self, report: Mapping[str, Any]) -> Numbers | None:
@@ -327,50 +296,10 @@ class _Sweep:
                 rule.record(trial_id, epoch, maximised(numbers))
         return StoppingScheduler(rule, score, on_decision=callback.decided)
 
-    def _tune(
-        self, config: SweepConfig, search: Search, callback: SweepCallback,
-        scheduler: TrialScheduler | None = None,
-    ) -> None:  # fmt: skip
-        """Runs trials until the search has no more."""
-        trainable = tune.with_parameters(
+    def _trainable(self, config: SweepConfig) -> Any:
+        return tune.with_parameters(
             tune_trial, sweep=config, store=self._store, shared=self._shared, contenders=self._contenders
         )
-        with tempfile.TemporaryDirectory(prefix="clippo-tune-") as tune_state:
-            tuner = tune.Tuner(
-                tune.with_resources(trainable, trial_resources(config)),
-                tune_config=tune.TuneConfig(
-                    search_alg=search,
-                    scheduler=scheduler,
-                    num_samples=-1,  # until the searcher says that it has finished
-                    max_concurrent_trials=config.search.concurrency,
-                    # With workers, Ray 2.60 hands a stopped driver, which still waits for them, to the next
-                    # trial, and makes that an error.
-                    reuse_actors=config.max_workers == 0,
-                ),
-                run_config=tune.RunConfig(
-                    name=config.name,
-                    storage_path=tune_state,
-                    verbose=1 if config.verbose else 0,
-                    failure_config=tune.FailureConfig(max_failures=3),
-                    callbacks=[callback, *self._watchers],
-                ),
-            )
-            try:
-                with leftovers_freed() if config.max_workers else contextlib.nullcontext():
-                    tuner.fit()
-            except RuntimeError as error:
-                # Tune takes it for a fault of its own (Ray 2.60).
-                if isinstance(error.__cause__, OutOfMemoryError):
-                    raise ResourceError(
-                        "Ray killed a trial, as its machine was about to run out of memory; lower "
-                        "search.concurrency, set or lower train.micro_batch, or use a larger machine; what "
-                        "has ended is kept, and the sweep goes on with the same command"
-                    ) from None
-                raise
-            finally:
-                for watcher in self._watchers:
-                    watcher.close()
-        _refuse_unfinished(callback)  # of the last trials
 
     def _say(self, line: str) -> None:
         _say(self._console, line)
@@ -379,50 +308,3 @@ class _Sweep:
 def _say(console: Console, line: str | Text) -> None:
     """Prints a line as it is: in a plain string rich would read brackets of a path as styles."""
     console.print(Text(line) if isinstance(line, str) else line, soft_wrap=True)
-
-
-def _refuse_unfinished(callback: SweepCallback) -> None:
-    for trial_id, said in callback.unfinished.items():
-        raise StoreError(
-            f"trial {trial_id} could not go on: {said}; what has ended is kept, and the same command goes on "
-            "with the rest"
-        )
-
-
-def _in_search(trial_id: str) -> bool:
-    return not trial_id.startswith(CONFIRM)
-
-
-def _started(store: ResultStore, sweep: str) -> list[Proposal]:
-    return [Proposal(s["trial_id"], s["attempt"], s["settings"]) for s in store.started(sweep)]
-
-
-def _budget(
-    config: SweepConfig, objectives: Objectives, untouched: Numbers, finished: Mapping[str, FinishedTrial],
-    outcomes: Mapping[str, Outcome],
-) -> Budget:  # fmt: skip
-    """The budget after the trials of earlier runs."""
-    ran = ran_for((t.started_at, t.finished_at) for t in finished.values())
-    budget = Budget(config.search, objectives, untouched, ran)
-    for trial_id, trial in sorted(finished.items(), key=lambda item: item[1].finished_at):
-        if trial_id != REFERENCE and _in_search(trial_id):
-            budget.spend(trial.device_s, outcomes[trial_id].numbers, searched=trial_id.isdigit())
-    return budget
-
-
-def _is_finished(config: SweepConfig, store: ResultStore, finished: Mapping[str, FinishedTrial]) -> bool:
-    """Whether nothing is left to run, nor to show: the pictures for the report are written last."""
-    if not {REFERENCE, *config.search.baselines} <= finished.keys():
-        return False
-    if {p.trial_id for p in _started(store, config.name) if _in_search(p.trial_id)} - finished.keys():
-        return False
-    scorer, reference = Scorer(config), finished[REFERENCE].counts
-    outcomes = {i: scorer.outcome(t, reference) for i, t in finished.items()}
-    untouched = scorer.numbers(reference, reference)
-    budget = _budget(config, scorer.objectives, untouched, finished, outcomes)
-    numbered = sum(i.isdigit() for i in finished)
-    half_run = numbered % config.search.replicates > 0
-    if numbered < config.search.trials and (half_run or not budget.exhausted()):
-        return False
-    wanted = confirm.proposals(config, front_of(store, config.name))
-    return {p.trial_id for p in wanted} <= finished.keys() and store.examples(config.name).num_rows > 0

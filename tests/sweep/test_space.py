@@ -9,8 +9,8 @@ import pytest
 
 from clippo.config import SearchConfig, SweepConfig
 from clippo.errors import ConfigError
+from clippo.sweep.checks import check_settings
 from clippo.sweep.space import baseline
-from clippo.sweep.tuner import check_settings
 from clippo.tasks import GenderTask, TypographicTask
 from sweeps.gender_sweep import gender_sweep
 from tests.conftest import ROOT

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from clippo.errors import ConfigError
-from clippo.sweep.tuner import check_settings
+from clippo.sweep.checks import check_settings
 from clippo.tasks import GenderTask
 from sweeps.gender_sweep import PEOPLE, gender_sweep, tower_sweep
 
