@@ -152,8 +152,8 @@ def _ray_started(verbose: bool) -> Iterator[None]:
         return
     level = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS", "local")
-    ray.init(address, include_dashboard=False, log_to_driver=verbose, logging_level=level)
-    try:
+    try:  # from here on, as who is interrupted while Ray starts has half of it
+        ray.init(address, include_dashboard=False, log_to_driver=verbose, logging_level=level)
         yield
     finally:
         ray.shutdown()

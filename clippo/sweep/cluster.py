@@ -51,16 +51,17 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
     own_dashboard = address == "local" and (config.max_workers > 0 or config.search.confirm > 0)
     with _own_address_file() if own_dashboard else contextlib.nullcontext():
         ended_by = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            address,
-            resources=drivers,
-            include_dashboard=own_dashboard,
-            log_to_driver=config.verbose,
-            logging_level=level,
-        )
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ended_by)  # Ray's own ends the process at once, with a stack trace
-        try:
+        try:  # from here on, as who is interrupted while Ray starts has half of it
+            ray.init(
+                address,
+                resources=drivers,
+                include_dashboard=own_dashboard,
+                log_to_driver=config.verbose,
+                logging_level=level,
+            )
+            # Ray's own ends the process at once, with a stack trace.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, ended_by)
             if own_dashboard:
                 # ``ray.init`` does not. Without it, Ray looks for a process that could be it, and refuses
                 # to choose between two Rays on one machine.
