@@ -190,6 +190,11 @@ def worker_processes() -> list[int]:
     return [pid for pid in found if is_ours(pid)]
 
 
+def summaries(folder: Path) -> list[Path]:
+    """Of the shards that are built."""
+    return list(folder.rglob("shards/**/*.json"))
+
+
 def first_worker() -> int:
     """The first process of Ray that builds shards, or is about to."""
     deadline = time.monotonic() + 60
@@ -214,6 +219,11 @@ def test_workers_do_not_change_the_set_and_are_replaced(
             killed.append(first_worker())
             printed.extend(capfd.readouterr())
             os.kill(killed[0], signal.SIGKILL)
+            # This process builds nothing meanwhile, so another worker does.
+            before, deadline = len(summaries(tmp_path / "2")), time.monotonic() + 60
+            while len(summaries(tmp_path / "2")) == before:
+                assert time.monotonic() < deadline, "no worker takes its place"
+                time.sleep(0.05)
 
     one = prepared_in(tmp_path / "1", data)
     capfd.readouterr()
@@ -249,7 +259,8 @@ def test_a_worker_that_always_dies_ends_the_preparation(
     with pytest.raises(ResourceError, match=r"died 4 times.* \(2 at once\); use fewer or a larger machine"):
         prepared_in(tmp_path, data, workers=2, on_progress=kill_all)
     [folder] = tmp_path.iterdir()
-    assert len(list(folder.rglob("shards/**/*.json"))) in (1, 2), "what this process built meanwhile is kept"
+    assert summaries(folder), "what this process built meanwhile is kept"
+    assert not (folder / "manifest.json").exists()
     assert prepared_in(tmp_path, data) == folder
 
 
