@@ -6,12 +6,8 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from html import escape
 from typing import Any
-
-import altair as alt
-import vl_convert
 
 from clippo.evaluate.objectives import RETENTION
 from clippo.evaluate.words import Words
@@ -435,15 +431,3 @@ def _on_test(point: Point, name: str) -> str:
 
 def _number(value: float, interval: Bounds) -> str:
     return f"{value:.3f} <small>({interval[0]:.3f} to {interval[1]:.3f})</small>"
-
-
-@lru_cache(maxsize=1)
-def bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed."""
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _vegalite_version())
-    return script.replace("</script", "<\\/script")
-
-
-def _vegalite_version() -> str:
-    """The version that Altair writes, as vl-convert names it."""
-    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])

@@ -26,6 +26,7 @@ from clippo.front.charts import PROGRESS_COLUMNS, curve_charts, progress_chart, 
 from clippo.front.front import Front, Point
 from clippo.front.plot import COLOURS, INK, front_chart, key_of, styled, write_file
 from clippo.front.points import front_of
+from clippo.front.vega import bundle
 from clippo.results import ResultStore
 
 BOTH = "both: the front"
@@ -113,7 +114,7 @@ def render(
         "SLICES": page.slices_of(drawn) or "<p>No two trials differ in these settings yet.</p>",
         "GALLERY": page.gallery(examples.to_pylist(), front.words),
         "PROVENANCE": page.provenance(config, rows),
-        "SCRIPTS": page.bundle(),
+        "SCRIPTS": bundle(),
         "DATA": page.embedded(
             front, rows, drawn, [*selected(front), *page.choices(front)], command, config.get("usage", "")
         ),

@@ -38,7 +38,7 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
         raise ResourceError(
             f"Ray is {ray.__version__}; a sweep leans on what {RAY} does: pip install 'ray=={RAY}.*'"
         )
-    _keep_credentials()
+    _keep_environment()
     if ray.is_initialized():
         yield
         return
@@ -71,12 +71,16 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-def _keep_credentials() -> None:
-    """Has Ray Tune not hand AWS's on with the runtime environment of trials, which Ray logs and shows.
+def _keep_environment() -> None:
+    """Has Ray Tune not give trials an environment of their own where they need none.
 
-    Every machine has credentials of its own, as all but Tune's trials need them there anyway.
+    Trials then start in processes that have imported what they need when pictures were prepared. AWS's
+    credentials are never handed on, as Ray logs and shows such environments; every machine has credentials of
+    its own, as all but Tune's trials need them there anyway.
     """
-    # Not public; ``test_a_job_is_followed_to_its_rows_in_the_bucket`` looks for them in Ray's logs.
+    # Not public; ``test_a_job_is_followed_to_its_rows_in_the_bucket`` looks for credentials in Ray's logs,
+    # ``test_trials_run_where_pictures_were_prepared`` for the processes.
+    class_cache.DEFAULT_ENV_VARS.clear()  # a variable for PyTorch Lightning
     handed_on = class_cache.ENV_VARS_TO_PROPAGATE
     handed_on -= {name for name in handed_on if name.startswith("AWS_")}
 

@@ -2,14 +2,17 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 import ray
 import torch
 import yaml
+from ray import tune
 from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.train import ControllerError, WorkerGroupError
@@ -22,6 +25,29 @@ from clippo.sweep.cluster import check_resources, joined_ray
 from clippo.sweep.trial import ending
 from clippo.train.loop import FAILURE, UNFINISHED
 from tests.conftest import ROOT
+
+
+def where(config: dict[str, Any]) -> None:
+    tune.report({"pid": os.getpid(), "environment": ray.get_runtime_context().runtime_env.get("env_vars")})
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes cannot be told apart")
+def test_a_trial_takes_a_process_that_ray_has_ready(own_ray: None, tmp_path: Path) -> None:
+    """One with an environment of its own, such as Tune's default, would start another; two seconds here."""
+    waiting = set[int]()
+    deadline = time.monotonic() + 60
+    while len(waiting) < (os.cpu_count() or 1) and time.monotonic() < deadline:
+        children = psutil.Process().children(recursive=True)
+        waiting = {p.pid for p in children if p.cmdline()[:1] == ["ray::IDLE"]}
+        time.sleep(0.1)
+    tuner = tune.Tuner(
+        tune.with_resources(where, {"cpu": 1}),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    )
+    (result,) = tuner.fit()
+    assert result.metrics is not None
+    assert result.metrics["pid"] in waiting
+    assert not result.metrics["environment"]
 
 
 def asking(at_once: int, workers: int, gpus: float = 0.0, autoscaling: bool = False) -> SweepConfig:
