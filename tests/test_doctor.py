@@ -21,9 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from clippo import doctor
 from clippo.config import DataConfig, ModelConfig, SweepConfig, TrainConfig
-from clippo.doctor import Finding, _memory, examine
+from clippo.doctor import Finding, examine, here, nodes
 from clippo.errors import ConfigError
 from clippo.model import ClipModel, policy_of
 from clippo.results import objects
@@ -133,7 +132,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert "set CLIPPO_CACHE to another folder" in problem(found["local disk"])
 
 
-@pytest.mark.parametrize("module", [doctor, objects])
+@pytest.mark.parametrize("module", [here, objects])
 def test_a_disk_with_less_room_than_there_must_be(
     module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +140,7 @@ def test_a_disk_with_less_room_than_there_must_be(
     monkeypatch.setattr(module, "MIN_FREE", 2 * shutil.disk_usage(tmp_path).free)
     config = SweepConfig(results=str(tmp_path / "r"), data=SMALL)
     found = before_ray(config)
-    short = "local disk" if module is doctor else f"results {config.results}"
+    short = "local disk" if module is here else f"results {config.results}"
     assert "left; free at least" in problem(found[short])
     assert [check for check, finding in found.items() if finding.problem] == [short]
 
@@ -333,11 +332,13 @@ NEEDS = Memory(
 )  # fmt: skip
 
 
-def memory_of(nodes: list[dict[str, float]], **fields: Any) -> list[Finding]:
+def memory_of(resources: list[dict[str, float]], **fields: Any) -> list[Finding]:
     """Of nodes with these resources, as ``ray.nodes()`` gives them."""
-    described = [{"NodeName": f"node {i}", "Resources": node} for i, node in enumerate(nodes)]
+    described = [{"NodeName": f"node {i}", "Resources": node} for i, node in enumerate(resources)]
     config = SweepConfig(**fields)
-    return list(_memory(described, replace(config, search=replace(config.search, concurrency=4)), NEEDS))
+    return list(
+        nodes.memory_of(described, replace(config, search=replace(config.search, concurrency=4)), NEEDS)
+    )
 
 
 def test_memory_of_nodes() -> None:
