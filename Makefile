@@ -31,13 +31,11 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 sweep: $(VENV)/installed
 	$(BIN)/python sweeps/typo_sweep.py $(SWEEP_FLAGS)
 
-# Those that start no cluster of their own run two at a time; the others take the whole machine.
-SIDE_BY_SIDE := $(addprefix tests/,cluster conformance data demo evaluate front golden invariant losses model train)
-
+# Two files at a time; those of clusters of several nodes take the whole machine.
 test: $(VENV)/installed-dev $(VENV)/browser
 ifeq ($(strip $(TEST_FLAGS)),)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/integration
+	$(BIN)/python -m pytest tests/integration
 else
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 endif

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -69,20 +68,12 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
         if not is_finished(config, store, finished):
             if resumed and (store.state(config.name) or {}).get("state") == RUNNING:
                 _say(console, "its last driver did not end in good order; if it still runs, stop one of them")
-            with ThreadPoolExecutor(1) as meanwhile, joined_ray(config):
+            with joined_ray(config):
                 told = check_resources(config)
                 if config.autoscaling:
                     _say(console, told)
                 _Sweep(config, store, console, finished, resumed).run()
-                meanwhile.submit(_load_report)  # while Ray ends
         return front_of(store, config.name)
-
-
-def _load_report() -> None:
-    """Loads what the report of the sweep will need, which takes seconds."""
-    from clippo.front import report, vega  # noqa: F401
-
-    vega.bundle()
 
 
 def named(config: SweepConfig) -> SweepConfig:
