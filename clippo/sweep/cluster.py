@@ -74,12 +74,12 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
 def _keep_environment() -> None:
     """Has Ray Tune not give trials an environment of their own where they need none.
 
-    Trials then start in processes that have imported what they need when pictures were prepared. AWS's
+    Trials may then start in processes that Ray has ready, and need no agent to make an environment. AWS's
     credentials are never handed on, as Ray logs and shows such environments; every machine has credentials of
     its own, as all but Tune's trials need them there anyway.
     """
     # Not public; ``test_a_job_is_followed_to_its_rows_in_the_bucket`` looks for credentials in Ray's logs,
-    # ``test_trials_run_where_pictures_were_prepared`` for the processes.
+    # ``test_a_trial_has_no_environment_of_its_own`` at what a trial is given.
     class_cache.DEFAULT_ENV_VARS.clear()  # a variable for PyTorch Lightning
     handed_on = class_cache.ENV_VARS_TO_PROPAGATE
     handed_on -= {name for name in handed_on if name.startswith("AWS_")}

@@ -207,6 +207,19 @@ def test_convolutions_with_their_norms_have_the_gradients_of_open_clips(clip: Cl
         torch.testing.assert_close(gradient, expected[name], atol=1e-9, rtol=1e-7)
 
 
+@torch.no_grad()
+def test_of_every_number_the_part_above_zero_is_left() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    numbers = every[~every.isnan()]
+    expected = numbers.relu()
+    assert len(numbers) > 65_000
+    assert torch.equal(stages._rectified(numbers.clone()), expected)
+    pictures = numbers[: 2 * 3 * 50 * 50].view(2, 50, 50, 3).permute(0, 3, 1, 2)  # channels last
+    expected = pictures.relu()
+    assert torch.equal(stages._rectified(pictures), expected)
+    assert torch.equal(pictures, expected), "in place"
+
+
 def test_random_weights_are_the_same_in_every_process(vit: ClipModel) -> None:
     again = load_clip("ViT-B-32-256")
     assert weights_digest(again) == weights_digest(vit)
