@@ -31,11 +31,11 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 sweep: $(VENV)/installed
 	$(BIN)/python sweeps/typo_sweep.py $(SWEEP_FLAGS)
 
-# Two files at a time; those of clusters of several nodes take the whole machine.
+# Two files at a time, but for what is marked `alone`.
 test: $(VENV)/installed-dev $(VENV)/browser
 ifeq ($(strip $(TEST_FLAGS)),)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/integration
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 else
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 endif

@@ -263,3 +263,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", action="store_true", help="end a sweep at many moments (tests/sweep/test_kill.py)"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "integration" in item.path.parts:  # clusters of several nodes
+            item.add_marker(pytest.mark.alone)

@@ -431,6 +431,7 @@ def ray_node(log: Path, *flags: str, **environment: str) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.alone
 def test_every_node_is_asked(s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head has no credentials of its own, and a second node other sources."""
     port = free_ports(1)[0]

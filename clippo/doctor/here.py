@@ -1,4 +1,4 @@
-"""What can be looked at without a cluster."""
+"""What can be looked at without a cluster, here or on any node."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def versions_of(nodes: list[Any]) -> Iterator[tuple[Any, Finding]]:
         return found
 
     here = versions()
-    for node, answer in asked(nodes, versions):
+    for node, answer in _asked(nodes, versions):
         check = f"versions on {node['NodeName']}"
         if isinstance(answer, str):
             yield node, Finding(check, answer, problem=True)
@@ -101,7 +101,7 @@ def seen_from(nodes: list[Any], config: SweepConfig) -> Iterator[Finding]:
         objects.put(key, b"doctor")
     except StoreError:
         return  # said before
-    for node, answer in asked(nodes, _looked_around, config, key, fingerprint):
+    for node, answer in _asked(nodes, _looked_around, config, key, fingerprint):
         problem = answer if isinstance(answer, str) else "; ".join(answer)
         told = problem or "reads the pictures, uses the store, and has room in its cache"
         yield Finding(f"seen from {node['NodeName']}", told, bool(problem))
@@ -138,17 +138,17 @@ def _looked_around(config: SweepConfig, key: str, fingerprint: str) -> list[str]
     return problems
 
 
-def asked(nodes: list[Any], question: Callable[..., Any], *args: Any) -> Iterator[tuple[Any, Any]]:
+def _asked(nodes: list[Any], question: Callable[..., Any], *args: Any) -> Iterator[tuple[Any, Any]]:
     """The answer of each node, all asked at once; a string says why there is none."""
-    asked = []
+    answers = []
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(question).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-        asked.append(task.remote(*args))
+        answers.append(task.remote(*args))
     end = time.monotonic() + ANSWER
-    for node, ref in zip(nodes, asked, strict=True):
+    for node, answer in zip(nodes, answers, strict=True):
         try:
-            yield node, ray.get(ref, timeout=max(0.1, end - time.monotonic()))
+            yield node, ray.get(answer, timeout=max(0.1, end - time.monotonic()))
         except ray.exceptions.GetTimeoutError:
             yield node, f"no answer in {ANSWER:.0f} s; see `ray status` and the logs of the node"
         except ray.exceptions.RayError as error:
@@ -177,7 +177,7 @@ def memory_of(nodes: list[Any], config: SweepConfig, memory: Memory) -> Iterator
     with_gpus = [node for node in nodes if node["Resources"].get("GPU")]
     if not with_gpus:
         yield Finding("GPU memory", f"no node with a GPU is up now; a worker needs {memory}")
-    for node, answer in asked(with_gpus, _gpu_memory):
+    for node, answer in _asked(with_gpus, _gpu_memory):
         check = f"GPU memory of {node['NodeName']}"
         if isinstance(answer, str):
             yield Finding(check, answer, problem=True)

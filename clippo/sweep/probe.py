@@ -19,7 +19,9 @@ from clippo.train import TrialSettings, fit
 from clippo.train.ray_train import Shared, load_shared
 
 STEPS = 8
-PICTURES = (4, 32, 128)  # of an evaluation set, of one short trial after another
+PICTURES = (4, 32, 128)
+"""Of an evaluation set, of one short trial after another. Of larger sets, which take longer to prepare, a
+picture takes less time, with the bundled model up to a quarter; so an estimate is rather too long."""
 
 
 def probes(config: SweepConfig) -> Iterator[Speed]:

@@ -17,6 +17,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.alone
 def test_front_of_many_trials_is_read_in_little_time_and_memory(large: Path) -> None:
     runs = [read(str(large)) for _ in range(3)]
     assert {run["trial_rows"] for run in runs} == {TRIALS + 1}, "with the untouched model"

@@ -295,6 +295,7 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(memory("MemAvailable") < 14 << 30, reason="takes 9 GiB of memory for a moment")
 @pytest.mark.skipif(has_a_limit(), reason="a container's own limit would end the tests")
 def test_a_machine_whose_memory_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,6 +518,7 @@ def test_a_confirming_trial_outlives_its_driver(tmp_path: Path) -> None:
     assert (confirming["status"], confirming["workers"], confirming["preemptions"]) == ("completed", 2, 1)
 
 
+@pytest.mark.alone
 def test_interrupted_twice_it_is_gone_at_once(tmp_path: Path) -> None:
     def it_searches() -> bool:
         return bool(list(tmp_path.glob("started/*/*.json")))

@@ -28,7 +28,7 @@ from clippo.sweep.examples import write_examples
 from clippo.sweep.rows import Scorer, TrialRows, finished_trials
 from clippo.sweep.stored import stored
 from clippo.tasks import TASKS, Task, resolved
-from clippo.train import TrialSettings, fit
+from clippo.train import TrialSettings, fit, measure
 from clippo.train.ray_train import Shared, load_shared, measure_reference
 from tests.tasks.toy import SquaresTask
 
@@ -124,6 +124,14 @@ def test_pictures_are_ranked_by_the_cosines_of_the_weights(swept: Swept) -> None
         assert list(ranking.pictures) == order[:24].tolist()
         assert mean_skew([ranking]) == pytest.approx(max_skew(scores, data.rows.groups.numpy(), 6))
         assert (ranking.pool, ranking.majority) == ((60, 60), 0)
+
+
+def test_pictures_are_ranked_alike_in_one_batch_and_in_many(
+    swept: Swept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert any(counts.rankings for counts in swept.reference)
+    monkeypatch.setattr(measure, "EVAL_BATCH", 7)
+    assert measure_reference(swept.shared, gpus=0) == swept.reference
 
 
 def test_rows_come_back_as_they_were_measured(swept: Swept) -> None:
