@@ -23,7 +23,7 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
 # What an activated environment or the caller's shell sets must not leak into ours.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 
 .PHONY: sweep test soak lint rehearse bench pretrain pretrain-people clean
 .DELETE_ON_ERROR:
@@ -31,10 +31,10 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 sweep: $(VENV)/installed
 	$(BIN)/python sweeps/typo_sweep.py $(SWEEP_FLAGS)
 
-# Two files at a time, but for what is marked `alone`.
+# Two groups of tests at a time (tests/conftest.py says which), but for what is marked `alone`.
 test: $(VENV)/installed-dev $(VENV)/browser
 ifeq ($(strip $(TEST_FLAGS)),)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m "not alone"
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder -m "not alone"
 	$(BIN)/python -m pytest -m alone
 else
 	$(BIN)/python -m pytest $(TEST_FLAGS)

@@ -22,6 +22,7 @@ import s3fs
 from clippo.config import DataConfig, ModelConfig
 from clippo.model import ClipModel, load_clip
 from clippo.prepared import Location, PreparedSet, open_prepared, prepare
+from clippo.remote import locked
 from clippo.train.step import Frozen
 
 # A test's time says more about the machine than about the code.
@@ -206,13 +207,18 @@ def processes_of(session: int) -> dict[int, str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished sweep of four trials, one of them confirmed: its results and what it printed.
 
-    TensorBoard and MLflow were told of it.
+    TensorBoard and MLflow were told of it. Where several processes test, it is run once for all of them.
     """
-    results = tmp_path_factory.mktemp("sweep") / "results"
-    flags = ["--confirm", "1", "--track", "tensorboard", "mlflow"]
-    done = sweep("--results", str(results), "--name", "four", *flags)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return results, done.stdout + done.stderr
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished"
+    results, printed = folder / "results", folder / "printed"
+    with locked(folder / "lock"):
+        if not printed.exists():
+            flags = ["--confirm", "1", "--track", "tensorboard", "mlflow"]
+            done = sweep("--results", str(results), "--name", "four", *flags)
+            assert done.returncode == 0, done.stdout + done.stderr
+            printed.write_text(done.stdout + done.stderr)
+    return results, printed.read_text()
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -237,6 +243,13 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_set(small_cache: Path) -> PreparedSet:
     """160 pairs and 24 pictures an evaluation set of the bundled model, cut before its last two blocks."""
     return open_prepared(small_cache / prepare("typographic", SMALL, ModelConfig(), Location(small_cache)))
+
+
+@pytest.fixture
+def ready(tmp_path: Path, small_cache: Path, small_set: PreparedSet) -> Path:
+    """A local store without a trial, in which small sweeps find their prepared set."""
+    (tmp_path / "prepared").symlink_to(small_cache)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -265,7 +278,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Says which tests stay together where several processes test, and has what takes long begin first.
+
+    A file's tests share what it sets up, and clusters of several nodes come one after the other.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    longest: dict[str, float] = {}
     for item in items:
-        if "integration" in item.path.parts:  # clusters of several nodes
-            item.add_marker(pytest.mark.alone)
+        group = "clusters" if "integration" in item.path.parts else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+        for mark in item.iter_markers("timeout"):
+            longest[group] = max(longest.get(group, 0), mark.args[0])
+
+    def may_take(item: pytest.Item) -> float:
+        group = item.get_closest_marker("xdist_group")
+        assert group is not None
+        return longest.get(group.args[0], 0)
+
+    items.sort(key=may_take, reverse=True)

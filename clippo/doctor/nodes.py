@@ -26,7 +26,7 @@ from clippo.sweep.autoscaler import most_resources, one_worker
 from clippo.tasks import task_named
 from clippo.train.memory import Memory
 
-ANSWER = 60.0  # how long a node may take to answer [s]
+ANSWER = 180.0  # how long a node may take to answer, which may import torch from a slow disk first [s]
 
 
 def alive() -> list[Any]:

@@ -23,7 +23,7 @@ import pytest
 from optuna.trial import TrialState
 
 from clippo.train.checkpoint import POLICY
-from tests.conftest import ROOT, clippo, processes_of
+from tests.conftest import ROOT, SMALL_SWEEP, clippo, processes_of
 from tests.front.sweeps import OBJECTIVES
 
 pytestmark = pytest.mark.timeout(900)
@@ -32,7 +32,7 @@ TRIALS = 16
 ALL = ["reference", "cross_entropy", *(f"{i:05d}" for i in range(TRIALS)), "confirm-"]
 """Every trial of the sweep; of what is confirmed only the beginning is known."""
 FLAGS = [
-    "--name", "mortal", "--train-pictures", "128", "--eval-pictures", "16", "--epochs", "3", "3",
+    *SMALL_SWEEP[:4], "--name", "mortal", "--epochs", "3", "3",
     "--trials", str(TRIALS), "--stopping", "halving", "--min-epochs", "1", "--baselines", "cross_entropy",
     "--confirm", "1", "--alphas", "0", "0.5",
 ]  # fmt: skip
@@ -55,17 +55,6 @@ finally:
 """Runs a program and writes down the studies that it kept in memory: what has ended, what the sampler saw."""
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the prepared set that all of these sweeps share."""
-    folder = tmp_path_factory.mktemp("mortal")
-    done = clippo(
-        "prepare", "--results", str(folder), "--data.train-pictures", "128", "--data.eval-pictures", "16"
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "prepared"
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     rng = random.Random(0)
     moments = [("SIGKILL", 0.3), ("SIGTERM", 0.6)]  # test_sweep.py has Ctrl-C
@@ -80,13 +69,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("how", "share"), moments, ids=[f"{s}-{share:.2f}" for s, share in moments])
 
 
-def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, tmp_path: Path) -> None:
-    (tmp_path / "prepared").symlink_to(prepared)
-    mirror, memory = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "study.json"
-    command = ["sweeps/typo_sweep.py", "--results", str(tmp_path), "--mirror", mirror, *FLAGS]
-    rows, started = tmp_path / "trials" / "sweep=mortal", tmp_path / "started" / "sweep=mortal"
+def test_a_sweep_that_is_ended_goes_on(how: str, share: float, ready: Path) -> None:
+    mirror, memory = f"sqlite:///{ready / 'study.db'}", ready / "study.json"
+    command = ["sweeps/typo_sweep.py", "--results", str(ready), "--mirror", mirror, *FLAGS]
+    rows, started = ready / "trials" / "sweep=mortal", ready / "started" / "sweep=mortal"
     with (
-        (tmp_path / "log").open("w+") as log,
+        (ready / "log").open("w+") as log,
         subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         ) as driver,
@@ -94,7 +82,7 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
         try:
             there, within = divmod(share * len(ALL), 1.0)
             while len(names(rows)) < there:
-                assert driver.poll() is None, (tmp_path / "log").read_text()
+                assert driver.poll() is None, (ready / "log").read_text()
                 time.sleep(0.02)
             # Not always just after a row; before the first one and in the last trial there is more to see.
             time.sleep(within * (10.0 if there in (0, len(ALL) - 1) else 0.5))
@@ -105,13 +93,13 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
             status = driver.wait(timeout=200)
         finally:
             driver.kill()
-    said = (tmp_path / "log").read_text()
+    said = (ready / "log").read_text()
     if how != "SIGKILL":
         assert status in (0, 130), said
         assert "Traceback" not in said
     before = {rows / name: (rows / name).stat().st_mtime_ns for name in names(rows)}
     begun = attempts(started)
-    whole = len(before) == len(ALL) and (tmp_path / "examples").exists()
+    whole = len(before) == len(ALL) and (ready / "examples").exists()
 
     again = subprocess.run(
         [sys.executable, "-c", STUDY, str(memory), *command],
@@ -125,16 +113,14 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
         new = numbers[len(begun.get(trial_id, [])) :]
         assert len(new) == (trial_id not in finished), "what had not finished is run once more, nothing else"
         assert (rows / f"{trial_id}-{numbers[-1]}.parquet").exists()
-    trials = table(tmp_path, "trials")
+    trials = table(ready, "trials")
     ended = [t["trial_id"][: len("confirm-")] if is_confirming(t) else t["trial_id"] for t in trials]
     assert sorted(ended) == sorted(ALL)
     assert len(names(rows)) == len(ALL), "each is there once"
     assert {t["status"] for t in trials} <= {"completed", "stopped_early"}
 
     rungs = {
-        (m["trial_id"], m["epoch"]): m["value"]
-        for m in table(tmp_path, "metrics")
-        if m["name"] == "rung_stop"
+        (m["trial_id"], m["epoch"]): m["value"] for m in table(ready, "metrics") if m["name"] == "rung_stop"
     }
     for t in trials:
         last = max((epoch for i, epoch in rungs if i == t["trial_id"]), default=None)
@@ -156,10 +142,10 @@ def test_a_sweep_that_is_ended_goes_on(how: str, share: float, prepared: Path, t
     shown = optuna.load_study(study_name="mortal", storage=mirror).trials
     assert sorted((t.user_attrs["trials"], t.state.name) for t in shown) == expected
 
-    front = json.loads(clippo("front", str(tmp_path), "--json").stdout)
+    front = json.loads(clippo("front", str(ready), "--json").stdout)
     assert front["completed"] + front["stopped_early"] == TRIALS + 1
     points = {(p["trial_id"], p["variant"]): (p["robustness"], p["retention"]) for p in front["points"]}
-    found = front_of_rows([e for e in table(tmp_path, "evals") if not is_confirming(e)])
+    found = front_of_rows([e for e in table(ready, "evals") if not is_confirming(e)])
     assert points.keys() == found.keys()
     assert all(points[key] == pytest.approx(found[key]) for key in points)
     deadline = time.monotonic() + 150  # the agents of a raylet that is gone look around once in a while

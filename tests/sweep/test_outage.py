@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clippo.prepared import PreparedSet
 from clippo.results import ResultStore, spooled
 from tests.conftest import SMALL_SWEEP, on_small_disk, running_sweep, sweep
 from tests.results.server import OwnS3Server
@@ -58,11 +59,19 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnS3Ser
         own.kill()
 
 
+@pytest.fixture
+def root(server: OwnS3Server, small_cache: Path, small_set: PreparedSet) -> str:
+    """Where a sweep's results go, which has its prepared set."""
+    prefix = f"{server.bucket}/outage"
+    server.filesystem().put(f"{small_cache / small_set.digest}", f"{prefix}/prepared/", recursive=True)
+    return prefix
+
+
 def test_a_sweep_outlives_its_store(
-    server: OwnS3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: OwnS3Server, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "cache"))
-    fs, root = server.filesystem(), f"{server.bucket}/outage"
+    fs = server.filesystem()
 
     def rows() -> list[str]:
         return [key for key in fs.find(f"{root}/trials") if key.endswith(".parquet")]
@@ -132,10 +141,10 @@ def start_again(server: OwnS3Server) -> None:
 )
 def test_a_trial_whose_store_stays_away_is_not_lost(
     workers: int, end: Mend, mend: Mend, why: str,
-    server: OwnS3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    server: OwnS3Server, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path / "cache"))
-    fs, root = server.filesystem(), f"{server.bucket}/outage"
+    fs = server.filesystem()
     flags = ["--name", "away", "--workers", str(workers), "--search.epochs", "4", "4"]
     flags += ["--search.trials", "1", "--search.baselines", "--search.concurrency", "1"]
 

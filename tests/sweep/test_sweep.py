@@ -22,7 +22,7 @@ from PIL import Image
 
 from clippo.results import ENDED, INTERRUPTED, ResultStore
 from clippo.train.checkpoint import POLICY, STATE
-from tests.conftest import S3Server, clippo, processes_of, running_sweep, sweep
+from tests.conftest import SMALL_SWEEP, S3Server, clippo, processes_of, running_sweep, sweep
 from tests.test_export import counts_of_file
 
 pytestmark = pytest.mark.timeout(900)  # each test starts Ray once or twice
@@ -43,32 +43,33 @@ def test_it_prints_progress_the_front_and_where_things_are(finished: tuple[Path,
     assert len(printed.splitlines()) < 80, "a wall of logs"
 
 
-def test_of_two_drivers_of_one_sweep_one_ends(tmp_path: Path) -> None:
+def test_of_two_drivers_of_one_sweep_one_ends(ready: Path) -> None:
     command = [
-        sys.executable, "sweeps/typo_sweep.py", "--results", str(tmp_path), "--name", "two", "--trials", "40",
-        "--train-pictures", "128", "--eval-pictures", "16", "--epochs", "4", "4", "--alphas", "0",
-        "--confirm", "0", "--baselines",
+        sys.executable, "sweeps/typo_sweep.py", "--results", str(ready), "--name", "two", "--trials", "40",
+        *SMALL_SWEEP[:4], "--epochs", "4", "4", "--alphas", "0", "--confirm", "0", "--baselines",
     ]  # fmt: skip
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet) as first:
         try:
-            while not list(tmp_path.glob("trials/sweep=two/00*.parquet")):
+            while not list(ready.glob("trials/sweep=two/00*.parquet")):
                 assert first.poll() is None
                 time.sleep(0.1)
             second = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
             )
-            assert first.wait(timeout=300) in (0, 2)
+            if second.returncode == 2:  # the first one has the sweep for itself, and much left to do
+                first.send_signal(signal.SIGTERM)
+            assert first.wait(timeout=300) in (0, 2, 130)
         finally:
             first.kill()
     said = second.stdout + second.stderr
     assert "its last driver did not end in good order" in said
-    assert {first.returncode, second.returncode} != {0}, "they met, so one has ended"
+    assert 2 in (first.returncode, second.returncode), "they met, so one has ended"
     assert "Traceback" not in said
     if second.returncode == 2:
         assert re.search("^error: another driver of sweep 'two' has begun trial 000", said, re.MULTILINE)
-    attempts = [path.stem for path in tmp_path.glob("started/sweep=two/*.json")]
-    rows = [path.stem for path in tmp_path.glob("trials/sweep=two/0*.parquet")]
+    attempts = [path.stem for path in ready.glob("started/sweep=two/*.json")]
+    rows = [path.stem for path in ready.glob("trials/sweep=two/0*.parquet")]
     assert set(rows) <= set(attempts)
 
 
@@ -161,33 +162,24 @@ def test_a_name_of_another_configuration_is_refused(finished: tuple[Path, str]) 
     assert "another --name" in other.stderr
 
 
-def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
-    flags = [
-        "--name",
-        "killed",
-        "--search.concurrency",
-        "1",
-        "--search.trials",
-        "2",
-        "--search.epochs",
-        "6",
-        "6",
-    ]
-    state = tmp_path / "checkpoints" / "sweep=killed" / "00001" / STATE
-    with running_sweep(tmp_path, state.exists, *flags) as driver:
+def test_killed_and_run_again_it_goes_on(ready: Path) -> None:
+    flags = ["--name", "killed", "--search.concurrency", "1", "--search.trials", "2", "--epochs", "6", "6"]
+    flags += ["--search.baselines"]
+    state = ready / "checkpoints" / "sweep=killed" / "00001" / STATE
+    with running_sweep(ready, state.exists, *flags) as driver:
         os.killpg(driver.pid, signal.SIGKILL)
-    store = ResultStore(str(tmp_path))
+    store = ResultStore(str(ready))
     finished_before = sorted(store.trials("killed")["trial_id"].to_pylist())
-    assert finished_before == ["00000", "cross_entropy", "reference"]
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("trials/*/*.parquet")}
+    assert finished_before == ["00000", "reference"]
+    before = {p: p.stat().st_mtime_ns for p in ready.glob("trials/*/*.parquet")}
     kept = torch.load(state, weights_only=True)["reports"]
     assert 1 <= len(kept) < 6
 
-    done = sweep("--results", str(tmp_path), *flags)
+    done = sweep("--results", str(ready), *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before, "no finished trial is run or written twice"
     attempts = {t["trial_id"]: t["attempt"] for t in store.trials("killed").to_pylist()}
-    assert attempts == {"reference": 0, "cross_entropy": 0, "00000": 0, "00001": 1}
+    assert attempts == {"reference": 0, "00000": 0, "00001": 1}
     rows = [
         m for m in store.metrics("killed").to_pylist() if m["trial_id"] == "00001" and m["name"] == "eval_s"
     ]
@@ -196,16 +188,16 @@ def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
     assert first == kept[0]["metrics"]["eval_s"], "the first epoch was not trained again"
 
 
-def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
+def test_interrupted_it_shows_what_there_is(ready: Path) -> None:
     def a_trial_is_written() -> bool:
-        return bool(list(tmp_path.glob("trials/*/0*.parquet")))
+        return bool(list(ready.glob("trials/*/0*.parquet")))
 
-    with running_sweep(tmp_path, a_trial_is_written, "--name", "stopped") as driver:
+    with running_sweep(ready, a_trial_is_written, "--name", "stopped") as driver:
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         out, err = driver.communicate(timeout=100)
     assert driver.returncode == 130, out + err
     assert "Pareto front of stopped" in out
-    state = ResultStore(tmp_path).state("stopped")
+    state = ResultStore(ready).state("stopped")
     assert state is not None
     assert state["state"] == INTERRUPTED
     assert "--name stopped" in err
@@ -213,15 +205,15 @@ def test_interrupted_it_shows_what_there_is(tmp_path: Path) -> None:
 
 
 def test_seeds_of_a_setting_of_which_one_fails_three_objectives_a_warm_start_and_a_budget_that_is_spent(
-    finished: tuple[Path, str], tmp_path: Path
+    finished: tuple[Path, str], ready: Path
 ) -> None:
-    unreadable = tmp_path / "checkpoints" / "sweep=seeds" / "00001" / STATE
+    unreadable = ready / "checkpoints" / "sweep=seeds" / "00001" / STATE
     unreadable.parent.mkdir(parents=True)
     unreadable.write_bytes(b"a disk has lost what was here")
-    mirror = f"sqlite:///{tmp_path / 'study.db'}"
+    mirror = f"sqlite:///{ready / 'study.db'}"
     objectives = ["robustness", "attack_success_rate:attacked/seen", "device_s"]
     flags = [
-        "--results", str(tmp_path), "--name", "seeds", "--baselines", "--replicates", "3", "--trials", "9",
+        "--results", str(ready), "--name", "seeds", "--baselines", "--replicates", "3", "--trials", "9",
         "--device-hours", "1e-6", "--objectives", *objectives, "--min-retention", "0.5", "--mirror", mirror,
         "--warm-start", f"{finished[0]}/four",
     ]  # fmt: skip
@@ -229,7 +221,7 @@ def test_seeds_of_a_setting_of_which_one_fails_three_objectives_a_warm_start_and
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warm start from 4 trials" in done.stdout
     assert "of 1e-06 device-hours are spent" in done.stdout
-    first, failed, second, _ = ResultStore(str(tmp_path)).trials("seeds").to_pylist()
+    first, failed, second, _ = ResultStore(str(ready)).trials("seeds").to_pylist()
     seeds = [(t["trial_id"], t["seed"], t["status"]) for t in (first, failed, second)]
     assert seeds == [
         ("00000", 0, "completed"), ("00001", 1, "failed"), ("00002", 2, "completed")
@@ -243,35 +235,34 @@ def test_seeds_of_a_setting_of_which_one_fails_three_objectives_a_warm_start_and
     assert told.values[2] == pytest.approx((first["device_s"] + second["device_s"]) / 2)
     assert told.user_attrs["trials"] == [0, 1, 2]
     assert set(told.user_attrs["sd"]) >= set(objectives)
-    front = json.loads(clippo("front", str(tmp_path), "--json").stdout)
+    front = json.loads(clippo("front", str(ready), "--json").stdout)
     assert front["seeds"]["repeated_settings"] == 1
     searched = {s["trial_id"]: list(s["objectives"].values()) for s in front["searched"]}
     assert searched["00000"] == pytest.approx(told.values), "Optuna and the front's reader agree"
     again = sweep(*flags)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(ResultStore(str(tmp_path)).trials("seeds")) == 4, "what was spent is remembered"
+    assert len(ResultStore(str(ready)).trials("seeds")) == 4, "what was spent is remembered"
 
 
-def test_it_ends_when_its_hours_are_over_and_when_nothing_gets_better(tmp_path: Path) -> None:
-    flags = ["--results", str(tmp_path), "--name", "patient", "--trials", "8"]
+def test_it_ends_when_its_hours_are_over_and_when_nothing_gets_better(ready: Path) -> None:
+    flags = ["--results", str(ready), "--name", "patient", "--trials", "8"]
     flags += ["--learning-rate", "1e-9", "1e-9", "--baselines"]  # so that nothing moves
     over = sweep(*flags, "--wall-hours", "1e-9")
     assert over.returncode == 1, over.stdout + over.stderr
     assert "no more trials: 1e-09 hours are over" in over.stdout
-    assert ResultStore(str(tmp_path)).finished("patient").keys() == {"reference"}
+    assert ResultStore(str(ready)).finished("patient").keys() == {"reference"}
     done = sweep(*flags, "--patience", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     [why] = re.findall(r"no more trials: the hypervolume has not grown for (\d+) trials", done.stdout)
     # Two run at once, so one more may have begun before the second ended.
-    assert 2 <= int(why) < len(ResultStore(str(tmp_path)).finished("patient")) <= 5
+    assert 2 <= int(why) < len(ResultStore(str(ready)).finished("patient")) <= 5
 
 
-def test_a_diverging_trial_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    done = sweep("--results", str(results), "--name", "nan", "--search.learning-rate", "1e6", "1e6")
+def test_a_diverging_trial_fails_and_the_sweep_goes_on(ready: Path) -> None:
+    done = sweep("--results", str(ready), "--name", "nan", "--search.learning-rate", "1e6", "1e6")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no trial of the sweep was completed" in done.stdout
-    tuned = [t for t in ResultStore(str(results)).trials("nan").to_pylist() if t["trial_id"] != "reference"]
+    tuned = [t for t in ResultStore(str(ready)).trials("nan").to_pylist() if t["trial_id"] != "reference"]
     assert len(tuned) == 5, "four trials and plain fine-tuning"
     for t in tuned:
         assert t["status"] == "failed"
@@ -298,14 +289,14 @@ def memory(name: str) -> int:
 @pytest.mark.alone
 @pytest.mark.skipif(memory("MemAvailable") < 14 << 30, reason="takes 9 GiB of memory for a moment")
 @pytest.mark.skipif(has_a_limit(), reason="a container's own limit would end the tests")
-def test_a_machine_whose_memory_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_whose_memory_is_used_up(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray kills a trial before the system would kill whatever comes first."""
     total, available = memory("MemTotal"), memory("MemAvailable")
     threshold = (total - available + (8 << 30)) / total
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{threshold:.3f}")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
-    rows, flags = tmp_path / "trials" / "sweep=full", ["--name", "full", "--trials", "60"]
-    with running_sweep(tmp_path, lambda: any(rows.glob("0*.parquet")), *flags) as driver:
+    rows, flags = ready / "trials" / "sweep=full", ["--name", "full", "--trials", "60"]
+    with running_sweep(ready, lambda: any(rows.glob("0*.parquet")), *flags) as driver:
         used = []
         while driver.poll() is None and len(used) < 36:
             used.append(b"x" * (256 << 20))
@@ -346,7 +337,8 @@ def test_on_s3_with_two_workers_and_a_trial_that_is_stopped(
     """No gain is enough, so the trial is stopped when its second epoch is compared with its first."""
     monkeypatch.setenv("CLIPPO_CACHE", str(tmp_path))
     uri = f"s3://{s3_env.bucket}/two"
-    common = ["--search.concurrency", "1", "--search.trials", "1", "--train.precision", "fp32", "--verbose"]
+    common = ["--search.concurrency", "1", "--search.trials", "1", "--search.baselines", "--verbose"]
+    common += ["--train.precision", "fp32"]
     common += ["--epochs", "3", "3", "--stopping", "no_better", "--min-epochs", "1", "--min-gain", "1"]
     done = sweep(*common, "--results", uri, "--name", "two", "--workers", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -354,17 +346,16 @@ def test_on_s3_with_two_workers_and_a_trial_that_is_stopped(
     assert one.returncode == 0, one.stdout + one.stderr
     for run, name in ((done, "two"), (one, "one")):
         logged = re.findall(rf"\[{name}-(\S+)\] epoch 1, step \d+: loss ", run.stdout + run.stderr)
-        assert sorted(logged) == ["00000-0", "cross_entropy-0"], "by one rank of each trial"
+        assert logged == ["00000-0"], "by one rank"
 
     def last(store: ResultStore, name: str) -> dict[str, Any]:
         row = next(t for t in store.trials(name).to_pylist() if t["trial_id"] == "00000")
-        last = {("00000", "averaged", 2), ("cross_entropy", "last", 3)}
         counts = {
-            (e["trial_id"], e["eval_set"]): e["n_correct"]
+            e["eval_set"]: e["n_correct"]
             for e in store.evals(name).to_pylist()
-            if (e["trial_id"], e["variant"], e["epoch"]) in last
+            if (e["trial_id"], e["variant"], e["epoch"]) == ("00000", "averaged", 2)
         }
-        assert {i for i, _ in counts} == {"00000", "cross_entropy"}
+        assert counts
         return row | {"counts": counts}
 
     two_workers, in_process = last(ResultStore(uri), "two"), last(ResultStore(str(tmp_path / "one")), "one")
@@ -388,8 +379,7 @@ def test_on_s3_with_two_workers_and_a_trial_that_is_stopped(
         out = tmp_path / f"{name}.safetensors"
         done = clippo("export", store, "--trial", "00000", "--out", str(out))
         assert done.returncode == 0, done.stderr
-        stored = {s: n for (i, s), n in row["counts"].items() if i == "00000"}
-        found = counts_of_file(out)
+        stored, found = row["counts"], counts_of_file(out)
         assert all(abs(found[s][0] - stored[s]) <= 1 for s in found.keys() & stored.keys())
         assert "- stopped after: 2" in out.with_suffix(".md").read_text()
     secrets = (s3_env.key, s3_env.secret)
@@ -399,34 +389,70 @@ def test_on_s3_with_two_workers_and_a_trial_that_is_stopped(
     assert "1 trials completed, 1 stopped early, 0 failed" in " ".join(shown.stdout.split())
 
 
-@pytest.mark.parametrize(
-    ("flags", "complaint"),
-    [
-        (["--search.concurrency", "64"], "64 trials at once"),
-        (["--data.seen-share", "2"], "between 0 and 1"),
-        (["--model.name", "ViT-B-23"], "near matches"),
-        (["--model.trainable", "last:9"], "K from 1 to 4"),
-        (["--data.source", "folder:/nowhere"], "no such folder"),
-        (["--search.losses", "dpo", "ppo"], "cross_entropy, dpo, ipo, kto"),
-        (["--retention-sets", "clean/unseen"], "clean/seen"),
-        (["--results", "/proc/nowhere"], "/proc/nowhere"),
-        (["--results", "s3://"], "no bucket"),
-        (["--task", "gender-reveal"], "typographic"),
-        (["--name", "a/b"], "a/b"),
-        (["--nope", "1"], "--nope"),
-        (["--search.trials", "many"], "many"),
-        (["--data.train-fonts", "Papyrus.ttf"], "bundled fonts"),
-        (["--results", "s3://bucket/r", "--track", "mlflow"], "set MLFLOW_TRACKING_URI"),
-    ],
-)
-def test_what_the_user_can_mend_is_one_line(flags: list[str], complaint: str, tmp_path: Path) -> None:
-    results = [] if "--results" in flags else ["--results", str(tmp_path)]
-    done = sweep(*results, *flags)
+MENDABLE = [
+    (["--search.concurrency", "64"], "64 trials at once"),
+    (["--data.seen-share", "2"], "between 0 and 1"),
+    (["--model.name", "ViT-B-23"], "near matches"),
+    (["--model.trainable", "last:9"], "K from 1 to 4"),
+    (["--data.source", "folder:/nowhere"], "no such folder"),
+    (["--search.losses", "dpo", "ppo"], "cross_entropy, dpo, ipo, kto"),
+    (["--retention-sets", "clean/unseen"], "clean/seen"),
+    (["--results", "/proc/nowhere"], "/proc/nowhere"),
+    (["--results", "s3://"], "no bucket"),
+    (["--task", "gender-reveal"], "typographic"),
+    (["--name", "a/b"], "a/b"),
+    (["--nope", "1"], "--nope"),
+    (["--search.trials", "many"], "many"),
+    (["--data.train-fonts", "Papyrus.ttf"], "bundled fonts"),
+    (["--results", "s3://bucket/r", "--track", "mlflow"], "set MLFLOW_TRACKING_URI"),
+]
+ONE_BY_ONE = """
+import contextlib, io, json, runpy, sys
+told = []
+for flags in json.load(sys.stdin):
+    sys.argv = ["sweeps/typo_sweep.py", *flags]
+    out, err, status = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code
+    told.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def complaints(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, str]]:
+    """Status, output and errors of the program with each wrong flag; in one process, as it starts slowly."""
+    results = ["--results", str(tmp_path_factory.mktemp("wrong"))]
+    commands = [[*SMALL_SWEEP, *results, *flags] for flags, _ in MENDABLE]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE],
+        input=json.dumps(commands), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: list[tuple[int, str, str]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(MENDABLE)), ids=[" ".join(flags) for flags, _ in MENDABLE])
+def test_what_the_user_can_mend_is_one_line(number: int, complaints: list[tuple[int, str, str]]) -> None:
+    status, printed, error = complaints[number]
+    assert status == 2, printed + error
+    assert MENDABLE[number][1] in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in printed
+
+
+def test_what_the_user_can_mend_is_the_end_of_the_process(tmp_path: Path) -> None:
+    flags, complaint = MENDABLE[0]
+    done = sweep("--results", str(tmp_path), *flags)
     assert done.returncode == 2, done.stdout + done.stderr
     assert complaint in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "Traceback" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -494,7 +520,7 @@ def test_the_gallery_belongs_to_the_end_of_the_sweep(finished: tuple[Path, str],
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="confirms in its own process where there is one core")
-def test_a_confirming_trial_outlives_its_driver(tmp_path: Path) -> None:
+def test_a_confirming_trial_outlives_its_driver(ready: Path) -> None:
     """It dies while its workers start, which hold all CPUs; Ray Train does not free them then."""
 
     def driver_with_workers() -> list[int]:
@@ -504,7 +530,7 @@ def test_a_confirming_trial_outlives_its_driver(tmp_path: Path) -> None:
         return [pid for pid, command in running.items() if command.startswith("ray::ImplicitFunc")]
 
     flags = ["--name", "orphans", "--search.trials", "1", "--search.baselines", "--search.confirm", "1"]
-    with running_sweep(tmp_path, lambda: True, *flags) as sweeping:
+    with running_sweep(ready, lambda: True, *flags) as sweeping:
         deadline = time.monotonic() + 300
         while not (found := driver_with_workers()):
             assert sweeping.poll() is None, sweeping.communicate()
@@ -513,17 +539,17 @@ def test_a_confirming_trial_outlives_its_driver(tmp_path: Path) -> None:
         os.kill(found[0], signal.SIGKILL)
         out, err = sweeping.communicate(timeout=200)
     assert sweeping.returncode == 0, out + err
-    trials = {t["trial_id"]: t for t in ResultStore(str(tmp_path)).trials("orphans").to_pylist()}
+    trials = {t["trial_id"]: t for t in ResultStore(str(ready)).trials("orphans").to_pylist()}
     confirming = trials["confirm-00000"]
     assert (confirming["status"], confirming["workers"], confirming["preemptions"]) == ("completed", 2, 1)
 
 
 @pytest.mark.alone
-def test_interrupted_twice_it_is_gone_at_once(tmp_path: Path) -> None:
+def test_interrupted_twice_it_is_gone_at_once(ready: Path) -> None:
     def it_searches() -> bool:
-        return bool(list(tmp_path.glob("started/*/*.json")))
+        return bool(list(ready.glob("started/*/*.json")))
 
-    with running_sweep(tmp_path, it_searches, "--name", "twice") as driver:
+    with running_sweep(ready, it_searches, "--name", "twice") as driver:
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         time.sleep(0.3)
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
