@@ -4,7 +4,7 @@
 #   make test               the whole test suite                         (TEST_FLAGS="-k attack")
 #   make lint               style, types, imports
 #   make rehearse           a sweep on an autoscaling cluster of processes, with a killed node and a killed driver
-#   make soak               ends a sweep at 22 moments and runs it again; half an hour
+#   make soak               ends a sweep at 22 moments and runs it again, and other long tests; 40 minutes
 #   make bench              all benchmarks of speed (benchmarks/README.md); an hour and a half
 #   make pretrain           makes the bundled model anew; 91 minutes on two busy cores, needs npm
 #   make pretrain-people    makes its biased twin and an unbiased control anew; 41 and 12 minutes on two busy cores, needs npm
@@ -34,14 +34,14 @@ sweep: $(VENV)/installed
 # Two groups of tests at a time (tests/conftest.py says which), but for what is marked `alone`.
 test: $(VENV)/installed-dev $(VENV)/browser
 ifeq ($(strip $(TEST_FLAGS)),)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder -m "not alone"
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder -m "not alone and not soak"
 	$(BIN)/python -m pytest -m alone
 else
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 endif
 
 soak: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/sweep/test_kill.py --soak $(TEST_FLAGS)
+	$(BIN)/python -m pytest -m soak $(TEST_FLAGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -272,12 +272,6 @@ def frozen(clip: ClipModel, small_set: PreparedSet) -> Frozen:
     return Frozen(clip.text_features([f"a photo of a {c}" for c in small_set.classes]), clip.logit_scale)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--soak", action="store_true", help="end a sweep at many moments (tests/sweep/test_kill.py)"
-    )
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Says which tests stay together where several processes test, and has what takes long begin first.

@@ -135,7 +135,10 @@ def test_a_trial_starts_with_what_is_there_grows_and_shrinks_to_the_same_result(
     assert alone[-1] < 0.9 * alone[0], "it has learned, so a step that was lost or made twice would show"
 
 
-@pytest.mark.parametrize(("workers", "epochs", "deadlines"), [(0, 12, (600, 40)), (2, 24, (600, 40, 1))])
+@pytest.mark.parametrize(
+    ("workers", "epochs", "deadlines"),
+    [pytest.param(0, 12, (600, 40), marks=pytest.mark.soak), (2, 24, (600, 40, 1))],
+)
 def test_a_drained_machine_keeps_what_it_has_trained(
     workers: int, epochs: int, deadlines: Sequence[int], cluster: RayCluster, s3_env: S3Server, tmp_path: Path
 ) -> None:

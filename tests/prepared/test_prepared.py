@@ -101,7 +101,12 @@ prepare(
 
 
 @pytest.mark.parametrize(
-    ("n_workers", "few"), [(1, 0), (2, 0), (2, 99)], ids=["here", "Ray Data", "here and by actors"]
+    ("n_workers", "few"),
+    [
+        pytest.param(1, 0, id="here"),
+        pytest.param(2, 0, id="Ray Data", marks=pytest.mark.soak),
+        pytest.param(2, 99, id="here and by actors"),
+    ],
 )
 def test_a_killed_preparation_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_workers: int, few: int

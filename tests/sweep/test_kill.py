@@ -1,7 +1,7 @@
 """A sweep that is ended at some moment and run again at once: nothing is lost, nothing is there twice.
 
-``make test`` ends it at two moments. ``make soak`` (pytest with ``--soak``) does so at ten random ones with
-SIGKILL, at five each with SIGTERM and Ctrl-C, and near its two ends. SIGKILL hits the driver alone: what it
+``make test`` ends it at one moment. ``make soak`` does so at ten random ones with SIGKILL, at five each with
+SIGTERM and Ctrl-C, and near its two ends. SIGKILL hits the driver alone: what it
 leaves of its Ray is still there when the same command begins anew.
 """
 
@@ -55,20 +55,18 @@ finally:
 """Runs a program and writes down the studies that it kept in memory: what has ended, what the sampler saw."""
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+def moments() -> Iterator[Any]:
+    """Signals, and the share of the sweep's trials that have ended."""
+    yield pytest.param("SIGKILL", 0.3)  # test_sweep.py has Ctrl-C, tests/integration/test_submit.py SIGTERM
     rng = random.Random(0)
-    moments = [("SIGKILL", 0.3), ("SIGTERM", 0.6)]  # test_sweep.py has Ctrl-C
-    if metafunc.config.getoption("--soak"):
-        moments = [
-            (s, rng.random()) for s, n in (("SIGKILL", 10), ("SIGTERM", 5), ("SIGINT", 5)) for _ in range(n)
-        ]
-        moments += [
-            ("SIGKILL", 0.02),
-            ("SIGKILL", 0.97),
-        ]  # nothing measured yet; only the confirmation is left
-    metafunc.parametrize(("how", "share"), moments, ids=[f"{s}-{share:.2f}" for s, share in moments])
+    for how, count in (("SIGKILL", 10), ("SIGTERM", 5), ("SIGINT", 5)):
+        for _ in range(count):
+            yield pytest.param(how, rng.random(), marks=pytest.mark.soak)
+    yield pytest.param("SIGKILL", 0.02, marks=pytest.mark.soak)  # nothing is measured yet
+    yield pytest.param("SIGKILL", 0.97, marks=pytest.mark.soak)  # only the confirmation is left
 
 
+@pytest.mark.parametrize(("how", "share"), [*moments()])
 def test_a_sweep_that_is_ended_goes_on(how: str, share: float, ready: Path) -> None:
     mirror, memory = f"sqlite:///{ready / 'study.db'}", ready / "study.json"
     command = ["sweeps/typo_sweep.py", "--results", str(ready), "--mirror", mirror, *FLAGS]

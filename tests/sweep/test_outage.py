@@ -135,7 +135,7 @@ def start_again(server: OwnS3Server) -> None:
 @pytest.mark.parametrize(
     ("workers", "end", "mend", "why"),
     [
-        pytest.param(2, OwnS3Server.kill, start_again, "no connection", id="gone"),
+        pytest.param(2, OwnS3Server.kill, start_again, "no connection", id="gone", marks=pytest.mark.soak),
         pytest.param(0, OwnS3Server.refuse, OwnS3Server.accept, "access denied", id="refused"),
     ],
 )
