@@ -34,7 +34,7 @@ sweep: $(VENV)/installed
 # Two groups of tests at a time (tests/conftest.py says which), but for what is marked `alone`.
 test: $(VENV)/installed-dev $(VENV)/browser
 ifeq ($(strip $(TEST_FLAGS)),)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder -m "not alone and not soak"
+	$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder --dist=loadfile -m "not alone and not soak"
 	$(BIN)/python -m pytest -m alone
 else
 	$(BIN)/python -m pytest $(TEST_FLAGS)

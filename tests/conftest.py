@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hypothesis
 import pytest
@@ -272,24 +272,32 @@ def frozen(clip: ClipModel, small_set: PreparedSet) -> Frozen:
     return Frozen(clip.text_features([f"a photo of a {c}" for c in small_set.classes]), clip.logit_scale)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Says which tests stay together where several processes test, and has what takes long begin first.
+def _together(nodeid: str) -> str:
+    """What one process tests: a file, whose tests share much, and all clusters of several nodes."""
+    file = nodeid.partition("::")[0]
+    return "clusters" if file.startswith("tests/integration/") else file
 
-    A file's tests share what it sets up, and clusters of several nodes come one after the other.
-    """
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(
+        LoadFileScheduling
+    ):  # xdist's own groups need node ids that pytest 9.2 does not let change
+        def _split_scope(self, nodeid: str) -> str:
+            return _together(nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes test, what may take long begins first, or one would wait for it at the end."""
     if not hasattr(config, "workerinput"):
         return
     longest: dict[str, float] = {}
     for item in items:
-        group = "clusters" if "integration" in item.path.parts else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
         for mark in item.iter_markers("timeout"):
+            group = _together(item.nodeid)
             longest[group] = max(longest.get(group, 0), mark.args[0])
-
-    def may_take(item: pytest.Item) -> float:
-        group = item.get_closest_marker("xdist_group")
-        assert group is not None
-        return longest.get(group.args[0], 0)
-
-    items.sort(key=may_take, reverse=True)
+    items.sort(key=lambda item: longest.get(_together(item.nodeid), 0), reverse=True)
