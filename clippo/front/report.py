@@ -23,7 +23,9 @@ from clippo.errors import ConfigError
 from clippo.evaluate.objectives import RETENTION
 from clippo.front import page
 from clippo.front.charts import PROGRESS_COLUMNS, curve_charts, progress_chart, selected, slice_charts
+from clippo.front.embedded import choices, embedded
 from clippo.front.front import Front, Point
+from clippo.front.gallery import gallery
 from clippo.front.plot import COLOURS, INK, front_chart, key_of, styled, write_file
 from clippo.front.points import front_of
 from clippo.front.vega import bundle
@@ -112,11 +114,11 @@ def render(
         "SLICED": page.sliced(front),
         "RETENTION": page.legend_of(front),
         "SLICES": page.slices_of(drawn) or "<p>No two trials differ in these settings yet.</p>",
-        "GALLERY": page.gallery(examples.to_pylist(), front.words),
+        "GALLERY": gallery(examples.to_pylist(), front.words),
         "PROVENANCE": page.provenance(config, rows),
         "SCRIPTS": bundle(),
-        "DATA": page.embedded(
-            front, rows, drawn, [*selected(front), *page.choices(front)], command, config.get("usage", "")
+        "DATA": embedded(
+            front, rows, drawn, [*selected(front), *choices(front)], command, config.get("usage", "")
         ),
     }
     text = resources.files("clippo.front").joinpath("report.html").read_text(encoding="utf-8")
