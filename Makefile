@@ -35,7 +35,7 @@ sweep: $(VENV)/installed
 test: $(VENV)/installed-dev $(VENV)/browser
 ifeq ($(strip $(TEST_FLAGS)),)
 	$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder --dist=loadfile -m "not alone and not soak"
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "alone and not soak"
 else
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 endif

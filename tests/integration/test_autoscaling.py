@@ -55,6 +55,7 @@ def test_the_doctor_has_a_worker_come_and_checks_it(s3_env: S3Server) -> None:
         assert "Traceback" not in printed
 
 
+@pytest.mark.soak
 def test_no_worker_can_come(s3_env: S3Server) -> None:
     """Neither where the autoscaler may add none, which is told at once, nor where nobody adds one."""
     results = ("--results", f"s3://{s3_env.bucket}/none")

@@ -61,6 +61,7 @@ def test_a_worker_that_is_slow_is_waited_for_and_one_that_stands_still_is_replac
     assert not Path(f"/proc/{second}").exists(), "what stood still does not stay"
 
 
+@pytest.mark.soak
 def test_a_machine_without_the_prepared_set_and_with_a_full_object_store(
     cluster: RayCluster, s3_env: S3Server, tmp_path: Path
 ) -> None:

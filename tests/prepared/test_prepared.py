@@ -552,6 +552,7 @@ def test_memory_grows_neither_with_the_pictures_nor_with_what_is_broken(tmp_path
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.soak
 def test_memory_of_the_workers_does_not_grow_with_the_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

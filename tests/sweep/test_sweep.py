@@ -44,6 +44,7 @@ def test_it_prints_progress_the_front_and_where_things_are(finished: tuple[Path,
     assert len(printed.splitlines()) < 80, "a wall of logs"
 
 
+@pytest.mark.soak
 def test_of_two_drivers_of_one_sweep_one_ends(ready: Path) -> None:
     command = [
         sys.executable, "sweeps/typo_sweep.py", "--results", str(ready), "--name", "two", "--trials", "40",
@@ -163,6 +164,7 @@ def test_a_name_of_another_configuration_is_refused(finished: tuple[Path, str]) 
     assert "another --name" in other.stderr
 
 
+@pytest.mark.soak
 def test_killed_and_run_again_it_goes_on(ready: Path) -> None:
     flags = ["--name", "killed", "--search.concurrency", "1", "--search.trials", "2", "--epochs", "6", "6"]
     flags += ["--search.baselines"]
