@@ -1,11 +1,11 @@
 # Needs Python 3.10 to 3.13 and make; the first target that runs sets up .venv.
 #
 #   make sweep              the demo sweep: ends with its front          (SWEEP_FLAGS="--help" for its flags)
-#   make test               the whole test suite                         (TEST_FLAGS="-k attack")
+#   make test               the tests but for those of make soak         (TEST_FLAGS="-k attack" for a part)
 #   make lint               style, types, imports
 #   make rehearse           a sweep on an autoscaling cluster of processes, with a killed node and a killed driver
 #   make soak               ends a sweep at 22 moments and runs it again, and other long tests; 40 minutes
-#   make bench              all benchmarks of speed (benchmarks/README.md); an hour and a half
+#   make bench              all benchmarks of speed (benchmarks/README.md); an hour and a half, if idle
 #   make pretrain           makes the bundled model anew; 91 minutes on two busy cores, needs npm
 #   make pretrain-people    makes its biased twin and an unbiased control anew; 41 and 12 minutes on two busy cores, needs npm
 #   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
@@ -61,7 +61,7 @@ pretrain-people: $(VENV)/installed-pretrain
 	$(BIN)/python -m clippo.demo.pretraining.people
 	$(BIN)/python -m clippo.demo.pretraining.people --control
 
-# About an hour on an idle machine of two cores.
+# An hour and a half on an idle machine of two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.step $(BENCH_FLAGS)
 	$(BIN)/python -m benchmarks.step --pairs 64 $(BENCH_FLAGS)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -52,12 +53,18 @@ class S3Server(NamedTuple):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports of the loopback interface that nobody listens on, all different.
+
+    They are none that the system hands out or that workers of Ray take, as they may be used seconds later.
+    """
+    found: list[int] = []
+    for port in random.Random(os.urandom(8)).sample(range(20_000, 32_768), 1_000):
+        if len(found) == count:
+            break
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -204,16 +211,18 @@ def processes_of(session: int) -> dict[int, str]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished sweep of four trials, one of them confirmed: its results and what it printed.
 
-    TensorBoard and MLflow were told of it. Where several processes test, it is run once for all of them.
+    TensorBoard and MLflow were told of it. Where several processes test, it is run once for all of them, so a
+    test may read it and write no rows.
     """
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished"
+    folder = (own.parent if hasattr(request.config, "workerinput") else own) / "finished"
     results, printed = folder / "results", folder / "printed"
     with locked(folder / "lock"):
         if not printed.exists():
+            shutil.rmtree(results, ignore_errors=True)  # of another process, which failed
             flags = ["--confirm", "1", "--track", "tensorboard", "mlflow"]
             done = sweep("--results", str(results), "--name", "four", *flags)
             assert done.returncode == 0, done.stdout + done.stderr
@@ -282,9 +291,11 @@ def _together(nodeid: str) -> str:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
-    class Scheduling(
-        LoadFileScheduling
-    ):  # xdist's own groups need node ids that pytest 9.2 does not let change
+    if config.getvalue("dist") != "loadfile":
+        return None
+
+    # xdist's own groups want node ids that can be changed, which those of pytest 9.2 cannot.
+    class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return _together(nodeid)
 

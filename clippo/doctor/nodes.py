@@ -26,7 +26,7 @@ from clippo.sweep.autoscaler import most_resources, one_worker
 from clippo.tasks import task_named
 from clippo.train.memory import Memory
 
-ANSWER = 180.0  # how long a node may take to answer, which may import torch from a slow disk first [s]
+ANSWER = 180.0  # how long a node may take to answer; its disk may be slow and torch is large [s]
 
 
 def alive() -> list[Any]:

@@ -1,4 +1,4 @@
-"""The data that the scripts of the report's page show, as JSON."""
+"""What the report says of points and trials, and the JSON of it that the page's scripts show."""
 
 from __future__ import annotations
 

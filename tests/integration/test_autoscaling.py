@@ -8,7 +8,7 @@ from tests.conftest import S3Server
 from tests.integration.nodes import RayCluster, ray_cluster
 from tests.test_doctor import findings
 
-pytestmark = pytest.mark.timeout(360)
+pytestmark = pytest.mark.timeout(600)
 
 AT_REST = ["--autoscaling", "--no-probe-trial", "--concurrency"]
 
@@ -55,7 +55,6 @@ def test_the_doctor_has_a_worker_come_and_checks_it(s3_env: S3Server) -> None:
         assert "Traceback" not in printed
 
 
-@pytest.mark.soak
 def test_no_worker_can_come(s3_env: S3Server) -> None:
     """Neither where the autoscaler may add none, which is told at once, nor where nobody adds one."""
     results = ("--results", f"s3://{s3_env.bucket}/none")

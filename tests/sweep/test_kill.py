@@ -1,8 +1,8 @@
 """A sweep that is ended at some moment and run again at once: nothing is lost, nothing is there twice.
 
 ``make test`` ends it at one moment. ``make soak`` does so at ten random ones with SIGKILL, at five each with
-SIGTERM and Ctrl-C, and near its two ends. SIGKILL hits the driver alone: what it
-leaves of its Ray is still there when the same command begins anew.
+SIGTERM and Ctrl-C, and near its two ends. SIGKILL hits the driver alone: what it leaves of its Ray is still
+there when the same command begins anew.
 """
 
 import itertools
@@ -57,11 +57,12 @@ finally:
 
 def moments() -> Iterator[Any]:
     """Signals, and the share of the sweep's trials that have ended."""
-    yield pytest.param("SIGKILL", 0.3)  # test_sweep.py has Ctrl-C, tests/integration/test_submit.py SIGTERM
+    yield pytest.param("SIGKILL", 0.3)  # tests/integration/test_submit.py has SIGTERM
     rng = random.Random(0)
     for how, count in (("SIGKILL", 10), ("SIGTERM", 5), ("SIGINT", 5)):
         for _ in range(count):
-            yield pytest.param(how, rng.random(), marks=pytest.mark.soak)
+            share = rng.random()
+            yield pytest.param(how, share, id=f"{how}-{share:.2f}", marks=pytest.mark.soak)
     yield pytest.param("SIGKILL", 0.02, marks=pytest.mark.soak)  # nothing is measured yet
     yield pytest.param("SIGKILL", 0.97, marks=pytest.mark.soak)  # only the confirmation is left
 

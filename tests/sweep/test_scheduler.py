@@ -560,7 +560,6 @@ def scraped(sweep: str) -> dict[tuple[str, str], float]:
     }
 
 
-@pytest.mark.soak
 def test_ray_frees_the_workers_of_a_trial_that_is_stopped(
     own_ray: None, other_ray: None, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import signal
 import time
@@ -268,7 +269,7 @@ def assert_same_change(
     assert (flat(one) - flat(two)).norm() <= 0.02 * moved
 
 
-@pytest.mark.parametrize(("precision", "pairs", "epochs"), [("bf16", 160, 2), ("fp16", 48, 1)])  # it is slow
+@pytest.mark.parametrize(("precision", "pairs", "epochs"), [("bf16", 160, 2), ("fp16", 64, 1)])
 def test_lower_precision_learns_what_full_precision_does(
     precision: Any,
     pairs: int,
@@ -286,6 +287,7 @@ def test_lower_precision_learns_what_full_precision_does(
         reports = run(clip, prepared, frozen, tmp_path / p, settings, config)
         assert {r["precision"] for r in reports} == {p}
         curves[p] = [r["metrics"]["loss"] for r in reports]
+    assert curves["fp32"][-1] < 0.9 * math.log(2), "one that stands still would not be told from it"
     assert curves[precision] == pytest.approx(curves["fp32"], rel=0.1)
 
 
