@@ -222,6 +222,7 @@ def test_workers(tmp_path: Path) -> None:
     assert ratio["goal_is"] == "at most"
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_sweep(tmp_path: Path) -> None:
     found = ran("sweep", tmp_path)

@@ -137,7 +137,7 @@ def test_a_trial_starts_with_what_is_there_grows_and_shrinks_to_the_same_result(
 
 @pytest.mark.parametrize(
     ("workers", "epochs", "deadlines"),
-    [pytest.param(0, 12, (600, 40), marks=pytest.mark.soak), (2, 24, (600, 40, 1))],
+    [(0, 12, (600, 40)), pytest.param(2, 24, (600, 40, 1), marks=pytest.mark.soak)],
 )
 def test_a_drained_machine_keeps_what_it_has_trained(
     workers: int, epochs: int, deadlines: Sequence[int], cluster: RayCluster, s3_env: S3Server, tmp_path: Path

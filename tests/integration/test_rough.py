@@ -34,6 +34,7 @@ def prepare(cluster: RayCluster, results: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_slow_is_waited_for_and_one_that_stands_still_is_replaced(
     cluster: RayCluster, s3_env: S3Server
 ) -> None:

@@ -530,6 +530,7 @@ def test_the_gallery_belongs_to_the_end_of_the_sweep(finished: tuple[Path, str],
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="confirms in its own process where there is one core")
+@pytest.mark.soak
 def test_a_confirming_trial_outlives_its_driver(ready: Path) -> None:
     """It dies while its workers start, which hold all CPUs; Ray Train does not free them then."""
 
