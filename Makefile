@@ -4,7 +4,7 @@
 #   make test               the tests but for those of make soak         (TEST_FLAGS="-k attack" for a part)
 #   make lint               style, types, imports
 #   make rehearse           a sweep on an autoscaling cluster of processes, with a killed node and a killed driver
-#   make soak               ends a sweep at 22 moments and runs it again, and other long tests; 40 minutes
+#   make soak               ends a sweep at 22 moments and runs it again, and other long tests; some 50 minutes
 #   make bench              all benchmarks of speed (benchmarks/README.md); an hour and a half, if idle
 #   make pretrain           makes the bundled model anew; 91 minutes on two busy cores, needs npm
 #   make pretrain-people    makes its biased twin and an unbiased control anew; 41 and 12 minutes on two busy cores, needs npm
@@ -23,7 +23,7 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
 # What an activated environment or the caller's shell sets must not leak into ours.
-unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .PHONY: sweep test soak lint rehearse bench pretrain pretrain-people clean
 .DELETE_ON_ERROR:
