@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +26,25 @@ from clippo.tasks.base import PairTable, Queries, TrainRows, joined_name
 NARROW = 4096  # bytes of an input up to which a set is held in memory
 
 
+class Kind(NamedTuple):
+    """What the input of one picture is."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    channels_last: bool
+
+    @classmethod
+    def of(cls, described: dict[str, Any]) -> Kind:
+        """The kind that a manifest describes."""
+        return cls(getattr(torch, described["dtype"]), tuple(described["shape"]), described["channels_last"])
+
+
 class Rows:
     """The pictures of one set.
 
     Attributes:
+        kind: what the input of each is.
+        chunks: these inputs as they lie in mapped files, uint8 (rows, bytes of one).
         labels: int64 (N,).
         attack_labels: int64 (N,), -1 where no class is written.
         groups: int64 (N,), -1 where there is none.
@@ -36,16 +52,8 @@ class Rows:
     """
 
     def __init__(self, folder: Path, described: dict[str, Any]) -> None:
-        self._dtype: torch.dtype = getattr(torch, described["dtype"])
-        self._channels_last: bool = described["channels_last"]
-        shape: list[int] = described["shape"]
-        self._shape = [*shape[1:], shape[0]] if self._channels_last else shape
         batches = [b for f in described["files"] for b in _mapped_batches(folder / f["file"])]
-        self._chunks = [_bytes_of(b.column("input")) for b in batches]
-        self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
-        # Embeddings are a few kilobytes a picture, and are held in memory as the reference's are.
-        narrow = self.input_bytes <= NARROW and not self._channels_last
-        self._small = np.concatenate(self._chunks) if narrow else None
+        self.kind, self.chunks = Kind.of(described), [_bytes_of(b.column("input")) for b in batches]
         labels, attack_labels = (
             np.concatenate([b.column(name).to_numpy() for b in batches]) for name in ("label", "attack_label")
         )
@@ -62,24 +70,41 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def input_bytes(self) -> int:
-        """Of one picture."""
-        return int(self._chunks[0].shape[1])
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the policy takes."""
+        return Inputs([self])
 
-    def inputs(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """What the policy takes, for some pictures, as ``Policy.frozen`` gave it; a copy."""
-        rows = np.asarray(indices)
+
+class Inputs:
+    """What the policy takes, as ``Policy.frozen`` gave it, of the pictures of some sets, counted through."""
+
+    def __init__(self, sets: Sequence[Rows]) -> None:
+        (self._kind,) = {rows.kind for rows in sets}  # a policy takes one kind
+        self._chunks = [chunk for rows in sets for chunk in rows.chunks]
+        self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
+        self.bytes_of_one = int(self._chunks[0].shape[1])
+        # Embeddings are a few kilobytes a picture, and are held in memory as the reference's are.
+        narrow = self.bytes_of_one <= NARROW and not self._kind.channels_last
+        self._small = np.concatenate(self._chunks) if narrow else None
+
+    def __call__(self, numbers: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """The inputs of some pictures; a copy."""
+        rows = np.asarray(numbers, np.int64)
         if self._small is not None:
-            return torch.from_numpy(self._small[rows]).view(self._dtype).view(len(rows), *self._shape)
-        chunk = np.searchsorted(self._starts, rows, side="right") - 1
-        within = rows - self._starts[chunk]
-        # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.
-        copied = np.empty((len(rows), self.input_bytes), np.uint8)
-        for target, c, i in zip(copied, chunk.tolist(), within.tolist(), strict=True):
-            target[:] = self._chunks[c][i]
-        inputs = torch.from_numpy(copied).view(self._dtype).view(len(rows), *self._shape)
-        return inputs.permute(0, 3, 1, 2) if self._channels_last else inputs
+            copied = self._small.take(rows, axis=0)
+        else:
+            chunk = np.searchsorted(self._starts, rows, side="right") - 1
+            within = rows - self._starts[chunk]
+            # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.
+            copied = np.empty((len(rows), self.bytes_of_one), np.uint8)
+            for target, c, i in zip(copied, chunk.tolist(), within.tolist(), strict=True):
+                target[:] = self._chunks[c][i]
+        dtype, shape, channels_last = self._kind
+        if channels_last:
+            shape = (*shape[1:], shape[0])
+        inputs = torch.from_numpy(copied).view(dtype).view(len(rows), *shape)
+        return inputs.permute(0, 3, 1, 2) if channels_last else inputs
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,21 @@
 """The pairs of a prepared set, in batches that the ranks share.
 
-P pairs, B of a batch, C captions that tuning tells apart, N train rows
+P pairs, M of some batches, B of a batch, K blocks of pictures, C captions that tuning tells apart,
+N train rows
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, repeat
+from itertools import repeat
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from clippo.errors import ConfigError
-from clippo.prepared import PreparedSet, Rows
+from clippo.prepared import Inputs, PreparedSet
 from clippo.train.step import Batch, Frozen, Layout, among
 
 FETCHED = 2**20  # bytes of inputs that are fetched at once, if a batch has fewer
@@ -28,16 +27,17 @@ class Pairs:
 
     Attributes:
         captions: the classes whose captions are told apart.
-        blocks: train rows whose pictures a batch holds, (P,) each: the clean ones, those of the chosen
-            cells and those of the rejected ones; what is the same row in every pair is there once.
+        inputs: what the policy takes of the train rows.
+        blocks_KP: train rows whose pictures a batch holds: the clean ones, those of the chosen cells and
+            those of the rejected ones; what is the same row in every pair is there once, so K is 1 to 3.
         layout: which block has which.
         across_P: which pairs compare two pictures; None: none does.
         near: columns of the captions that the KL term is over; None: all.
     """
 
-    rows: Sequence[Rows]
+    inputs: Inputs
     captions: tuple[int, ...]
-    blocks: tuple[Tensor, ...]
+    blocks_KP: Tensor
     layout: Layout
     chosen_P: Tensor
     rejected_P: Tensor
@@ -72,9 +72,9 @@ class Pairs:
             cells = [torch.where(across_P, r, cell) for r, cell in zip(raw, cells, strict=True)]
         del logits_NC  # the largest of what does not stay
         return cls(
-            rows=rows,
+            inputs=Inputs(rows),
             captions=table.captions,
-            blocks=tuple(blocks),
+            blocks_KP=torch.stack(blocks),
             layout=Layout(*places),
             chosen_P=chosen_P,
             rejected_P=rejected_P,
@@ -87,28 +87,6 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.chosen_P)
-
-    def inputs(self, block: int, pairs: Tensor) -> Tensor:
-        """What the policy takes, for the pictures of a block and some pairs; a copy."""
-        numbers = self.blocks[block][pairs]
-        if (only := self._only[block]) is not None:
-            return self.rows[only].inputs(numbers - self._starts[only])
-        wanted = numbers.numpy()
-        which = np.searchsorted(self._starts, wanted, side="right") - 1
-        found = [self.rows[s].inputs(wanted[which == s] - self._starts[s]) for s in np.unique(which)]
-        back = np.argsort(np.argsort(which, kind="stable"))
-        return torch.cat(found)[torch.from_numpy(back)]
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        """The first number of each set's rows, and the end."""
-        return [0, *accumulate(len(r) for r in self.rows)]
-
-    @cached_property
-    def _only(self) -> list[int | None]:
-        """The set that has all pictures of a block; None: there are several."""
-        found = [np.unique(np.searchsorted(self._starts, b.numpy(), side="right") - 1) for b in self.blocks]
-        return [int(sets[0]) if len(sets) == 1 else None for sets in found]
 
 
 def check_batches(pairs: int, batch_size: int, workers: int) -> None:
@@ -139,27 +117,26 @@ def epoch_batches(
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
     wholes = order.tensor_split(math.ceil(n / batch_size))[skipped:]
     # Small inputs are fetched for several batches at once: the calls take longer than the copies.
-    several = max(1, FETCHED // (batch_size * len(pairs.blocks) * pairs.rows[0].input_bytes))
+    n_blocks = len(pairs.blocks_KP)
+    several = max(1, FETCHED // (batch_size * n_blocks * pairs.inputs.bytes_of_one))
     for start in range(0, len(wholes), several):
         some = [(whole, whole.tensor_split(world)[rank]) for whole in wholes[start : start + several]]
         sizes, mine = [len(part) for _, part in some], torch.cat([part for _, part in some])
-
-        def split(column: Tensor, sizes: list[int] = sizes) -> tuple[Tensor, ...]:
-            return column.to(device).split(sizes)
-
-        blocks = [split(pairs.inputs(block, mine)) for block in range(len(pairs.blocks))]
-        across = repeat(None) if pairs.across_P is None else split(pairs.across_P[mine])
-        clean = pairs.blocks[pairs.layout.clean][mine]
+        rows_KM = pairs.blocks_KP[:, mine]
+        rows = torch.cat([rows_KB.flatten() for rows_KB in rows_KM.split(sizes, dim=1)])
+        inputs = pairs.inputs(rows).to(device).split([n_blocks * size for size in sizes])
+        across = repeat(None) if pairs.across_P is None else pairs.across_P[mine].to(device).split(sizes)
         columns = (
-            pairs.chosen_P[mine], pairs.rejected_P[mine], pairs.reference_clean_logps_NC[clean],
+            pairs.chosen_P[mine], pairs.rejected_P[mine],
+            pairs.reference_clean_logps_NC[rows_KM[pairs.layout.clean]],
             pairs.reference_chosen_P[mine], pairs.reference_rejected_P[mine],
         )  # fmt: skip
-        for (whole, part), inputs, across_B, *others in zip(
-            some, zip(*blocks, strict=True), across, *map(split, columns), strict=False
+        for (whole, part), inputs_B, across_B, *others in zip(
+            some, inputs, across, *(column.to(device).split(sizes) for column in columns), strict=False
         ):
             chosen, rejected, clean_logps, chosen_logps, rejected_logps = others
             yield Batch(
-                inputs=torch.cat(inputs),
+                inputs=inputs_B,
                 layout=pairs.layout,
                 chosen=chosen,
                 rejected=rejected,

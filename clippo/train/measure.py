@@ -129,7 +129,7 @@ def evaluate_policy(
             columns = torch.full((len(frozen.text_CD) + 1,), -2)
             columns[list(data.candidates)] = torch.arange(len(data.candidates))
             mine = range(rank, len(data.rows), world)
-            at_once = max(1, min(EVAL_BATCH, EVAL_BYTES // data.rows.input_bytes))
+            at_once = max(1, min(EVAL_BATCH, EVAL_BYTES // data.rows.inputs.bytes_of_one))
             scores_NQ = scores_of(data, device)
             for start in range(0, len(mine), at_once):
                 chosen = mine[start : start + at_once]

@@ -30,6 +30,6 @@ def test_a_set_is_counted_alike_in_one_batch_and_in_many(
     policy, config = policy_of(clip, "last:2"), TrainConfig(precision="fp32")
     expected = evaluate_reference(policy, small_set, frozen, config)
     rows = small_set.evaluation[0].rows
-    assert 7 < len(rows) < measure.EVAL_BYTES // rows.input_bytes, "one batch"
-    monkeypatch.setattr(measure, "EVAL_BYTES", 7 * rows.input_bytes)
+    assert 7 < len(rows) < measure.EVAL_BYTES // rows.inputs.bytes_of_one, "one batch"
+    monkeypatch.setattr(measure, "EVAL_BYTES", 7 * rows.inputs.bytes_of_one)
     assert evaluate_reference(policy, small_set, frozen, config) == expected
