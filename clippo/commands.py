@@ -25,7 +25,8 @@ from clippo.evaluate.rankings import RankingTable
 from clippo.front import wilson_interval
 from clippo.front.follow import followed
 from clippo.front.front import CONFIDENCE, Front
-from clippo.front.points import front_of, of_rankings
+from clippo.front.measured import of_rankings
+from clippo.front.points import front_of
 from clippo.front.split import Ranked
 from clippo.front.table import print_front, shown_interval
 from clippo.process import Console, quiet

@@ -7,7 +7,6 @@ what came of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,9 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clippo.errors import ConfigError
-from clippo.evaluate.objectives import RETENTION, Goal, Objectives
-from clippo.evaluate.rankings import resamples
+from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.words import Words
+from clippo.front.choice import best_of, groups_of, knee_of
 from clippo.front.counts import (
     AVERAGED,
     CONFIRM,
@@ -35,8 +34,6 @@ from clippo.front.counts import (
 )
 from clippo.front.evidence import Evidence, Mask, Noise, interval_of
 from clippo.front.front import (
-    CHANCE,
-    CONFIDENCE,
     METHODS,
     MIN_RETENTION,
     PREFERENCE,
@@ -47,12 +44,13 @@ from clippo.front.front import (
     Measured,
     Point,
 )
+from clippo.front.measured import numbers_of
 from clippo.front.methods import TUNING_LOSS, families_of, methods_of
 from clippo.front.nearest import LARGE, nearest_trials
 from clippo.front.pareto import pareto_mask
 from clippo.front.searched import searched_front
-from clippo.front.split import SPREAD_DRAWS, Ranked, SplitCounts
-from clippo.front.uncertainty import Array, seed_spread, wilson_interval
+from clippo.front.split import SplitCounts
+from clippo.front.uncertainty import Array, seed_spread
 from clippo.results import ResultStore, View
 from clippo.results.arrow import is_in
 
@@ -164,13 +162,13 @@ def read_front(
     volumes = {mask.tobytes(): evidence.volumes(mask) for mask in (everything, others)}
     total = volumes[everything.tobytes()]
     gain, gain_interval = total.above(volumes[others.tobytes()])
-    chosen = _best(evidence.measured_PM, on_front, chance)
-    turn = _knee(evidence.measured_PM, on_front)
+    chosen = best_of(evidence.measured_PM, on_front, chance)
+    turn = knee_of(evidence.measured_PM, on_front)
     comparisons = []
     for name, family in families.items():
         own_front = np.zeros_like(family)
         own_front[family] = pareto_mask(evidence.measured_PM[family])
-        best = _best(evidence.measured_PM, own_front, chance)
+        best = best_of(evidence.measured_PM, own_front, chance)
         # Without baselines all tuned points are of one method.
         own_volumes = volumes.get(family.tobytes()) or evidence.volumes(family)
         comparisons.append(
@@ -260,11 +258,11 @@ def _points(
 ) -> list[Point]:
     """All points, in the order of the counts."""
     goal, goals = counts.objectives.goal, counts.split("validation").goals().tolist()
-    tested = _numbers(counts, "test", test, interval_of(test, noise))
+    tested = numbers_of(counts, "test", test, interval_of(test, noise))
     owners = [counts.settings[owner] for owner in counts.owner_P]
     again = [confirmed.get((o.trial_id, v), {}) for o, v in zip(owners, counts.variant_P, strict=True)]
     values, lows, highs = (a.tolist() for a in (evidence.measured_PM, evidence.low_PM, evidence.high_PM))
-    probability, groups = evidence.probability().tolist(), _groups(evidence, on_front).tolist()
+    probability, groups = evidence.probability().tolist(), groups_of(evidence, on_front).tolist()
     return [
         Point(
             trial_id=owners[i].trial_id,
@@ -297,55 +295,9 @@ def _curve(counts: CountTable, noise: Noise, chosen: int) -> list[tuple[str, dic
     points = np.array([0, *(i for i in own if i and position(counts.variant_P[i]) is not None)])
     split = counts.split("validation")[points]
     limits = interval_of(split, replace(noise, sd_PM=noise.sd_PM[points]))
-    found = zip(points, _numbers(counts, "validation", split, limits, points), strict=True)
+    found = zip(points, numbers_of(counts, "validation", split, limits, points), strict=True)
     curve = [(counts.variant_P[i], numbers) for i, numbers in found]
     return sorted(curve, key=lambda step: position(step[0]) or 0.0)
-
-
-def _numbers(
-    counts: CountTable, name: str, split: SplitCounts, limits: tuple[Array, Array],
-    points: NDArray[np.int64] | slice = slice(None),
-) -> list[dict[str, Measured]]:  # fmt: skip
-    """What was measured on a split, of some points (default: all): value and interval of each number.
-
-    Args:
-        split, limits: of these points.
-    """
-    numbers = {}
-    for n, counted in counts.numbers(name).items():
-        correct, total = (count[points] for count in counted)
-        limits_of_n = wilson_interval(np.nan_to_num(correct), np.nan_to_num(total))
-        numbers[n] = correct / total, *limits_of_n
-    for eval_set, ranked in counts.rankings.items():
-        part, _, which = eval_set.partition("/")
-        for measure, values in of_rankings(ranked).items() if part == name == "test" else ():
-            numbers[f"{measure}/{which}"] = values
-    low, high = limits
-    ends = split.goal.value(low[:, 0]), split.goal.value(high[:, 0])
-    numbers[split.goal.name] = split.goals(), np.minimum(*ends), np.maximum(*ends)
-    numbers[RETENTION] = split.objectives()[:, 1], low[:, 1], high[:, 1]
-    measured = [list(zip(*(a.tolist() for a in n), strict=True)) for n in numbers.values()]
-    return [
-        {n: x for n, x in zip(numbers, of_point, strict=True) if not math.isnan(x[0])}
-        for of_point in zip(*measured, strict=True)
-    ]
-
-
-def of_rankings(ranked: Ranked) -> dict[str, tuple[Array, Array, Array]]:
-    """What else rankings say of each point, with 90 % intervals."""
-    skew, table = ranked.skews(), ranked.table
-    numbers = {"max_skew": (skew, *ranked.interval(skew, ranked.spread(), CONFIDENCE))}
-    of_majority = ranked.only(table.majority_L >= 0)
-    others = {
-        "ndkl": (ranked, table.ndkls),
-        "majority_share": (of_majority, of_majority.table.majority_shares),
-    }
-    taken = resamples(int(table.pictures_LM.max(initial=-1)) + 1, SPREAD_DRAWS)
-    for name, (some, measure) in others.items():
-        if len(some.table):
-            value, spread = some.mean(measure()), some.mean(measure(taken)).std(axis=0)
-            numbers[name] = value, *some.interval(value, spread, CONFIDENCE)
-    return numbers
 
 
 def _in_unit(goal: Goal, low: float, high: float) -> Bounds:
@@ -366,42 +318,9 @@ def _confirmed(counts: CountTable) -> dict[tuple[str, str], dict[str, Measured]]
     test = counts.split("test")
     low, high = (np.stack(limits, axis=1) for limits in zip(*test.intervals(), strict=True))
     ids = [counts.settings[o].trial_id for o in counts.owner_P]
-    found = zip(ids, counts.variant_P, _numbers(counts, "test", test, (low, high)), strict=True)
+    found = zip(ids, counts.variant_P, numbers_of(counts, "test", test, (low, high)), strict=True)
     return {(i.removeprefix(CONFIRM), v): numbers for i, v, numbers in found if i != REFERENCE}
 
 
 def _by_retention(points: Iterable[Point], goal: Goal) -> list[Point]:
     return sorted(points, key=lambda p: (p.trial_id != REFERENCE, -p.retention, -goal.gain(p.goal)))
-
-
-def _best(measured_PM: Array, candidates: Mask, chance: Array) -> int:
-    """The best candidate that keeps enough with enough certainty; the untouched model always does."""
-    sure = candidates & (chance >= CHANCE)
-    sure[0] = True
-    found = np.flatnonzero(sure)
-    return int(found[np.lexsort((measured_PM[found, 1], measured_PM[found, 0]))[-1]])
-
-
-def _knee(measured_PM: Array, on_front: Mask) -> int | None:
-    """The point farthest above the line between the ends of the front (Das, Struct. Optim. 1999)."""
-    front = np.flatnonzero(on_front)
-    ends = measured_PM[front].min(axis=0), measured_PM[front].max(axis=0)
-    if len(np.unique(measured_PM[front], axis=0)) < 3:
-        return None
-    above = ((measured_PM[front] - ends[0]) / (ends[1] - ends[0])).sum(axis=1)
-    return int(front[above.argmax()])
-
-
-def _groups(evidence: Evidence, on_front: Mask) -> NDArray[np.int64]:
-    """Numbers the points on the front, by retention: a group ends where one can be told from its first."""
-    group = np.zeros(len(on_front), dtype=np.int64)
-    front = np.flatnonzero(on_front)
-    front = front[np.lexsort((front, -evidence.measured_PM[front, 1]))]
-    like_first, number = np.zeros_like(on_front), 0
-    for point in front:
-        if not like_first[point]:
-            like_first[:] = False
-            like_first[evidence.alike(int(point), np.sort(front))] = True
-            number += 1
-        group[point] = number
-    return group

@@ -151,6 +151,11 @@ class PreparedSet:
     train: Mapping[str, EvalData]
     evaluation: tuple[EvalData, ...]
 
+    @cached_property
+    def train_inputs(self) -> Inputs:
+        """What the policy takes of all train rows."""
+        return Inputs([data.rows for data in self.train.values()])
+
     def evaluation_of(self, split: str) -> list[EvalData]:
         return [s for s in self.evaluation if s.name.startswith(f"{split}/")]
 

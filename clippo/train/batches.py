@@ -18,7 +18,8 @@ from clippo.errors import ConfigError
 from clippo.prepared import Inputs, PreparedSet
 from clippo.train.step import Batch, Frozen, Layout, among
 
-FETCHED = 2**20  # bytes of inputs that are fetched at once, if a batch has fewer
+SEVERAL = 16  # batches whose columns are fetched at once: the calls take longer than the copies
+FETCHED = 2**20  # bytes of their inputs up to which these are fetched at once, too
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Pairs:
             cells = [torch.where(across_P, r, cell) for r, cell in zip(raw, cells, strict=True)]
         del logits_NC  # the largest of what does not stay
         return cls(
-            inputs=Inputs(rows),
+            inputs=prepared.train_inputs,
             captions=table.captions,
             blocks_KP=torch.stack(blocks),
             layout=Layout(*places),
@@ -116,15 +117,15 @@ def epoch_batches(
     n = len(pairs)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
     wholes = order.tensor_split(math.ceil(n / batch_size))[skipped:]
-    # Small inputs are fetched for several batches at once: the calls take longer than the copies.
-    n_blocks = len(pairs.blocks_KP)
-    several = max(1, FETCHED // (batch_size * n_blocks * pairs.inputs.bytes_of_one))
-    for start in range(0, len(wholes), several):
-        some = [(whole, whole.tensor_split(world)[rank]) for whole in wholes[start : start + several]]
+    together = len(pairs.blocks_KP) * batch_size * SEVERAL * pairs.inputs.bytes_of_one <= FETCHED
+    for start in range(0, len(wholes), SEVERAL):
+        some = [(whole, whole.tensor_split(world)[rank]) for whole in wholes[start : start + SEVERAL]]
         sizes, mine = [len(part) for _, part in some], torch.cat([part for _, part in some])
         rows_KM = pairs.blocks_KP[:, mine]
-        rows = torch.cat([rows_KB.flatten() for rows_KB in rows_KM.split(sizes, dim=1)])
-        inputs = pairs.inputs(rows).to(device).split([n_blocks * size for size in sizes])
+        rows = [rows_KB.flatten() for rows_KB in rows_KM.split(sizes, dim=1)]
+        inputs: Iterator[Tensor] = (pairs.inputs(r).to(device) for r in rows)
+        if together:
+            inputs = iter(pairs.inputs(torch.cat(rows)).to(device).split([len(r) for r in rows]))
         across = repeat(None) if pairs.across_P is None else pairs.across_P[mine].to(device).split(sizes)
         columns = (
             pairs.chosen_P[mine], pairs.rejected_P[mine],

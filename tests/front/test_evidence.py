@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from clippo.front import evidence, hypervolume, pareto_mask
+from clippo.front.choice import best_of
 from clippo.front.evidence import HV_REFERENCE_POINT, Evidence, Noise, distances
 from clippo.front.front import CHANCE
-from clippo.front.points import _best
 from clippo.front.split import SplitCounts
 from tests.front.sweeps import OBJECTIVES
 
@@ -131,7 +131,7 @@ def retention_of_the_chosen(
             np.ones(len(true_PS), dtype=bool),
         )
         made = Evidence.of(split, noise(len(true_PS)), [everything])
-        chosen = _best(made.measured_PM, pareto_mask(made.measured_PM), made.chance(min_retention))
+        chosen = best_of(made.measured_PM, pareto_mask(made.measured_PM), made.chance(min_retention))
         found.append(counts(true_PS, 1).objectives()[chosen, 1])
     return np.array(found)
 
