@@ -26,7 +26,7 @@ from clippo.tasks.base import PairTable, Queries, TrainRows, joined_name
 NARROW = 4096  # bytes of an input up to which a set is held in memory
 
 
-class Kind(NamedTuple):
+class InputType(NamedTuple):
     """What the input of one picture is."""
 
     dtype: torch.dtype
@@ -34,8 +34,8 @@ class Kind(NamedTuple):
     channels_last: bool
 
     @classmethod
-    def of(cls, described: dict[str, Any]) -> Kind:
-        """The kind that a manifest describes."""
+    def of(cls, described: dict[str, Any]) -> InputType:
+        """The one that a manifest describes."""
         return cls(getattr(torch, described["dtype"]), tuple(described["shape"]), described["channels_last"])
 
 
@@ -43,7 +43,7 @@ class Rows:
     """The pictures of one set.
 
     Attributes:
-        kind: what the input of each is.
+        input_type: what the input of each is.
         chunks: these inputs as they lie in mapped files, uint8 (rows, bytes of one).
         labels: int64 (N,).
         attack_labels: int64 (N,), -1 where no class is written.
@@ -53,7 +53,8 @@ class Rows:
 
     def __init__(self, folder: Path, described: dict[str, Any]) -> None:
         batches = [b for f in described["files"] for b in _mapped_batches(folder / f["file"])]
-        self.kind, self.chunks = Kind.of(described), [_bytes_of(b.column("input")) for b in batches]
+        self.input_type = InputType.of(described)
+        self.chunks = [_bytes_of(b.column("input")) for b in batches]
         labels, attack_labels = (
             np.concatenate([b.column(name).to_numpy() for b in batches]) for name in ("label", "attack_label")
         )
@@ -77,34 +78,38 @@ class Rows:
 
 
 class Inputs:
-    """What the policy takes, as ``Policy.frozen`` gave it, of the pictures of some sets, counted through."""
+    """What the policy takes, as ``Policy.frozen`` gave it, of the pictures of some sets, counted through.
+
+    Attributes:
+        bytes_of_one: of one picture.
+        in_memory: whether they were read when this was made, as they are narrow; if not, whenever asked for.
+    """
 
     def __init__(self, sets: Sequence[Rows]) -> None:
-        (self._kind,) = {rows.kind for rows in sets}  # a policy takes one kind
+        (input_type,) = {rows.input_type for rows in sets}  # a policy takes one
+        self._dtype, shape, self._channels_last = input_type
+        self._shape = (*shape[1:], shape[0]) if self._channels_last else shape
         self._chunks = [chunk for rows in sets for chunk in rows.chunks]
         self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
         self.bytes_of_one = int(self._chunks[0].shape[1])
         # Embeddings are a few kilobytes a picture, and are held in memory as the reference's are.
-        narrow = self.bytes_of_one <= NARROW and not self._kind.channels_last
-        self._small = np.concatenate(self._chunks) if narrow else None
+        self.in_memory = self.bytes_of_one <= NARROW and not self._channels_last
+        self._small = np.concatenate(self._chunks) if self.in_memory else None
 
     def __call__(self, numbers: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """The inputs of some pictures; a copy."""
-        rows = np.asarray(numbers, np.int64)
+        wanted = np.asarray(numbers, np.int64)
         if self._small is not None:
-            copied = self._small.take(rows, axis=0)
+            copied = self._small.take(wanted, axis=0)
         else:
-            chunk = np.searchsorted(self._starts, rows, side="right") - 1
-            within = rows - self._starts[chunk]
+            chunk = np.searchsorted(self._starts, wanted, side="right") - 1
+            within = wanted - self._starts[chunk]
             # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.
-            copied = np.empty((len(rows), self.bytes_of_one), np.uint8)
+            copied = np.empty((len(wanted), self.bytes_of_one), np.uint8)
             for target, c, i in zip(copied, chunk.tolist(), within.tolist(), strict=True):
                 target[:] = self._chunks[c][i]
-        dtype, shape, channels_last = self._kind
-        if channels_last:
-            shape = (*shape[1:], shape[0])
-        inputs = torch.from_numpy(copied).view(dtype).view(len(rows), *shape)
-        return inputs.permute(0, 3, 1, 2) if channels_last else inputs
+        inputs = torch.from_numpy(copied).view(self._dtype).view(len(wanted), *self._shape)
+        return inputs.permute(0, 3, 1, 2) if self._channels_last else inputs
 
 
 @dataclass(frozen=True)

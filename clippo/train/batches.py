@@ -7,9 +7,8 @@ N train rows
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from clippo.prepared import Inputs, PreparedSet
 from clippo.train.step import Batch, Frozen, Layout, among
 
 SEVERAL = 16  # batches whose columns are fetched at once: the calls take longer than the copies
-FETCHED = 2**20  # bytes of their inputs up to which these are fetched at once, too
+FETCHED = 2**20  # bytes that are fetched at once, if a batch has fewer
 
 
 @dataclass(frozen=True)
@@ -117,23 +116,26 @@ def epoch_batches(
     n = len(pairs)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
     wholes = order.tensor_split(math.ceil(n / batch_size))[skipped:]
-    together = len(pairs.blocks_KP) * batch_size * SEVERAL * pairs.inputs.bytes_of_one <= FETCHED
-    for start in range(0, len(wholes), SEVERAL):
-        some = [(whole, whole.tensor_split(world)[rank]) for whole in wholes[start : start + SEVERAL]]
+    widest = pairs.reference_clean_logps_NC.shape[1] * 4 * batch_size  # bytes of a batch's widest column
+    several = max(1, min(SEVERAL, FETCHED // widest))
+    for start in range(0, len(wholes), several):
+        some = [(whole, whole.tensor_split(world)[rank]) for whole in wholes[start : start + several]]
         sizes, mine = [len(part) for _, part in some], torch.cat([part for _, part in some])
         rows_KM = pairs.blocks_KP[:, mine]
         rows = [rows_KB.flatten() for rows_KB in rows_KM.split(sizes, dim=1)]
-        inputs: Iterator[Tensor] = (pairs.inputs(r).to(device) for r in rows)
-        if together:
-            inputs = iter(pairs.inputs(torch.cat(rows)).to(device).split([len(r) for r in rows]))
-        across = repeat(None) if pairs.across_P is None else pairs.across_P[mine].to(device).split(sizes)
+        inputs: Iterable[Tensor] = (pairs.inputs(r).to(device) for r in rows)
+        if rows_KM.numel() * pairs.inputs.bytes_of_one <= FETCHED:
+            inputs = pairs.inputs(torch.cat(rows)).to(device).split([len(r) for r in rows])
+        across: Sequence[Tensor | None] = [None] * len(some)
+        if pairs.across_P is not None:
+            across = pairs.across_P[mine].to(device).split(sizes)
         columns = (
             pairs.chosen_P[mine], pairs.rejected_P[mine],
             pairs.reference_clean_logps_NC[rows_KM[pairs.layout.clean]],
             pairs.reference_chosen_P[mine], pairs.reference_rejected_P[mine],
         )  # fmt: skip
         for (whole, part), inputs_B, across_B, *others in zip(
-            some, inputs, across, *(column.to(device).split(sizes) for column in columns), strict=False
+            some, inputs, across, *(column.to(device).split(sizes) for column in columns), strict=True
         ):
             chosen, rejected, clean_logps, chosen_logps, rejected_logps = others
             yield Batch(

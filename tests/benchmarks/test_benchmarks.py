@@ -199,14 +199,19 @@ def test_step(tmp_path: Path) -> None:
 
 def test_loop(tmp_path: Path) -> None:
     found = ran("loop", tmp_path)
-    for name, measured in found["seconds"].items():
+    for name, measured in found["measured"].items():
         line = line_of(found, f"loop / bare: {name}")
         assert line["median"] == pytest.approx(
             np.median(np.array(measured["loop"]) / np.array(measured["bare"]))
         )
-        assert np.shape(measured["waiting"]) == (2, 2)
-        assert 0 < np.min(measured["waiting"]) < np.max(measured["waiting"]) < 1
-    assert len(found["seconds"]) == 2
+        assert len(measured["loop"]) == len(measured["averaged"]) == len(measured["warm"]) == 2
+        for kind in ("cold", "warm") if measured["cold"] else ("warm",):
+            assert line_of(found, f"waiting, {kind}: {name}")["median"] == pytest.approx(
+                np.median(measured[kind])
+            )
+            assert 0 < np.min(measured[kind]) < np.max(measured[kind]) < 1
+    read = {name: len(measured["cold"]) for name, measured in found["measured"].items()}
+    assert sorted(read.values()) == [0, 2], "embeddings are in memory"
 
 
 @pytest.mark.timeout(900)

@@ -14,6 +14,7 @@ from clippo.model import ClipModel, policy_of
 from clippo.prepared import PreparedSet
 from clippo.tasks import TASKS, TypographicTask
 from clippo.tasks.base import PairTable, TrainRows
+from clippo.train import batches
 from clippo.train.batches import Pairs, epoch_batches
 from clippo.train.step import Batch, Frozen, class_logps, preference_step
 
@@ -129,12 +130,42 @@ def test_micro_batches_and_ranks_split_all_blocks(mixed: PreparedSet, frozen: Fr
     assert 0 < whole.across.sum() < len(whole.across)
 
 
-def test_rows_of_several_sets_come_in_the_order_asked(small_set: PreparedSet, frozen: Frozen) -> None:
-    rows = [data.rows for data in small_set.train.values()]
+@pytest.mark.parametrize("narrow", [False, True])
+def test_rows_of_several_sets_come_in_the_order_asked(
+    narrow: bool, small_set: PreparedSet, transform_set: PreparedSet
+) -> None:
+    prepared = transform_set if narrow else small_set
+    assert prepared.train_inputs.in_memory is narrow
+    rows = [data.rows for data in prepared.train.values()]
     everything = torch.cat([r.inputs(range(len(r))) for r in rows])
     order = torch.randperm(len(everything))[:50]
-    assert torch.equal(Pairs.of(small_set, frozen).inputs(order), everything[order])
+    assert torch.equal(prepared.train_inputs(order), everything[order])
     assert any((a < 160) != (b < 160) for a, b in pairwise(order.tolist()))
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("fetched", [1, 40_000, 2**20])  # one batch, some columns and no inputs, all at once
+def test_each_batch_has_what_belongs_to_its_pairs(
+    narrow: bool, fetched: int, small_set: PreparedSet, transform_set: PreparedSet, frozen: Frozen,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(batches, "FETCHED", fetched)
+    pairs = Pairs.of(transform_set if narrow else small_set, frozen)
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1_000_003 * 5 + 2))
+    wholes = order.tensor_split(23)[3:]  # 160 pairs in batches of 7, three of which are skipped
+    for rank in (0, 1):
+        found = list(epoch_batches(pairs, 7, 5, 2, rank, 2, CPU, skipped=3))
+        for batch, whole in zip(found, wholes, strict=True):
+            mine = whole.tensor_split(2)[rank]
+            assert batch.share == len(mine) / len(whole)
+            for block, rows in zip(batch.inputs.chunk(2), pairs.blocks_KP[:, mine], strict=True):
+                assert torch.equal(block, pairs.inputs(rows))
+            assert torch.equal(batch.chosen, pairs.chosen_P[mine])
+            assert torch.equal(batch.rejected, pairs.rejected_P[mine])
+            clean = pairs.blocks_KP[pairs.layout.clean, mine]
+            assert torch.equal(batch.reference_clean_logps, pairs.reference_clean_logps_NC[clean])
+            assert torch.equal(batch.reference_chosen_logps, pairs.reference_chosen_P[mine])
+            assert torch.equal(batch.reference_rejected_logps, pairs.reference_rejected_P[mine])
 
 
 def test_typographic_pairs_are_labels_of_attacked_pictures(small_set: PreparedSet, frozen: Frozen) -> None:
