@@ -1,6 +1,7 @@
 """Preference pairs: two cells of the table of pictures by captions, whatever a task makes of that."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -152,7 +153,7 @@ def test_each_batch_has_what_belongs_to_its_pairs(
     monkeypatch.setattr(batches, "FETCHED", fetched)
     pairs = Pairs.of(transform_set if narrow else small_set, frozen)
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1_000_003 * 5 + 2))
-    wholes = order.tensor_split(23)[3:]  # 160 pairs in batches of 7, three of which are skipped
+    wholes = order.tensor_split(math.ceil(len(pairs) / 7))[3:]
     for rank in (0, 1):
         found = list(epoch_batches(pairs, 7, 5, 2, rank, 2, CPU, skipped=3))
         for batch, whole in zip(found, wholes, strict=True):
