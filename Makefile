@@ -61,7 +61,7 @@ pretrain-people: $(VENV)/installed-pretrain
 	$(BIN)/python -m clippo.demo.pretraining.people
 	$(BIN)/python -m clippo.demo.pretraining.people --control
 
-# An hour and a half on an idle machine of two cores.
+# Some two hours on an idle machine of two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.step $(BENCH_FLAGS)
 	$(BIN)/python -m benchmarks.step --pairs 64 $(BENCH_FLAGS)
