@@ -59,22 +59,23 @@ VIT = "ViT-B-32"
 
 @dataclass(frozen=True)
 class Case:
-    """A model, a cut, and how many steps an epoch has."""
+    """A model, a cut, how many steps an epoch has; ``times`` as many of its epochs are compared."""
 
     model: str
     trainable: str
     precision: Precision
     batch_size: int
     steps: int
+    times: int = 1
 
     def __str__(self) -> str:
         return f"{self.model} {self.trainable} {self.precision}, {self.batch_size} pairs, {self.steps} steps"
 
 
 CASES = (
-    Case(BUNDLED, "last:2", "auto", 64, 8),  # the default sweep's
-    Case(BUNDLED, "transform", "fp32", 64, 64),
-    Case(VIT, "transform", "fp32", 16, 64),
+    Case(BUNDLED, "last:2", "auto", 64, 8, times=5),  # the default sweep's
+    Case(BUNDLED, "transform", "fp32", 64, 64, times=5),
+    Case(VIT, "transform", "fp32", 16, 64, times=5),
     Case(VIT, "last:4", "bf16", 16, 4),
     Case(VIT, "image", "bf16", 16, 4),
     Case(VIT, "image", "bf16", 64, 2),
@@ -181,7 +182,7 @@ def main(*, rounds: int = 9, threads: int = 2, smoke: bool = False, results: Pat
     """Times the loop beside bare steps.
 
     Args:
-        rounds: epochs of each that are compared [count].
+        rounds: epochs of each that are compared, five times as many of short ones [count].
         threads: threads of torch, the same for both [count].
         smoke: tiny, to see that the program works.
         results: folder of the JSON.
@@ -194,7 +195,7 @@ def main(*, rounds: int = 9, threads: int = 2, smoke: bool = False, results: Pat
         for case in cases:
             console.print(f"{case}", highlight=False)
             both = Both(case, Path(temporary))
-            times, warm = both.seconds(rounds, console)
+            times, warm = both.seconds(rounds * case.times, console)
             cold = both.cold_waiting(rounds)
             measured[str(case)] = times | {"warm": warm, "cold": cold}
             ratio = Spread.of(ratios(times["loop"], times["bare"]))

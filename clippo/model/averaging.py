@@ -28,13 +28,14 @@ class BetaAverage:
         self.weights: Weights = {name: w.detach().clone() for name, w in weights.items()}
         self.step, self.mass = 0, self._density(0)
 
+    @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
         """Takes in the weights after one more optimizer step."""
         self.step += 1
         density = self._density(self.step)
         self.mass += density
-        averages = list(self.weights.values())
-        torch._foreach_lerp_(averages, [weights[n].detach() for n in self.weights], density / self.mass)
+        averages, latest = list(self.weights.values()), [weights[name] for name in self.weights]
+        torch._foreach_lerp_(averages, latest, density / self.mass)
 
     def state_dict(self) -> dict[str, object]:
         return {"weights": self.weights, "step": self.step, "mass": self.mass}

@@ -94,21 +94,25 @@ class Inputs:
         self.bytes_of_one = int(self._chunks[0].shape[1])
         # Embeddings are a few kilobytes a picture, and are held in memory as the reference's are.
         self.in_memory = self.bytes_of_one <= NARROW and not self._channels_last
-        self._small = np.concatenate(self._chunks) if self.in_memory else None
+        self._small: Tensor | None = None
+        if self.in_memory:
+            self._small = self._seen_as(torch.from_numpy(np.concatenate(self._chunks)))
 
     def __call__(self, numbers: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """The inputs of some pictures; a copy."""
-        wanted = np.asarray(numbers, np.int64)
         if self._small is not None:
-            copied = self._small.take(wanted, axis=0)
-        else:
-            chunk = np.searchsorted(self._starts, wanted, side="right") - 1
-            within = wanted - self._starts[chunk]
-            # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.
-            copied = np.empty((len(wanted), self.bytes_of_one), np.uint8)
-            for target, c, i in zip(copied, chunk.tolist(), within.tolist(), strict=True):
-                target[:] = self._chunks[c][i]
-        inputs = torch.from_numpy(copied).view(self._dtype).view(len(wanted), *self._shape)
+            return self._small.index_select(0, torch.as_tensor(numbers, dtype=torch.int64))
+        wanted = np.asarray(numbers, np.int64)
+        chunk = np.searchsorted(self._starts, wanted, side="right") - 1
+        within = wanted - self._starts[chunk]
+        # One copy a row is as fast as memory; grouping the rows by chunk first costs more than it saves.
+        copied = np.empty((len(wanted), self.bytes_of_one), np.uint8)
+        for target, c, i in zip(copied, chunk.tolist(), within.tolist(), strict=True):
+            target[:] = self._chunks[c][i]
+        return self._seen_as(torch.from_numpy(copied))
+
+    def _seen_as(self, copied: Tensor) -> Tensor:
+        inputs = copied.view(self._dtype).view(len(copied), *self._shape)
         return inputs.permute(0, 3, 1, 2) if self._channels_last else inputs
 
 

@@ -131,7 +131,7 @@ def epoch_batches(
             across = pairs.across_P[mine].to(device).split(sizes)
         columns = (
             pairs.chosen_P[mine], pairs.rejected_P[mine],
-            pairs.reference_clean_logps_NC[rows_KM[pairs.layout.clean]],
+            pairs.reference_clean_logps_NC.index_select(0, rows_KM[pairs.layout.clean]),
             pairs.reference_chosen_P[mine], pairs.reference_rejected_P[mine],
         )  # fmt: skip
         for (whole, part), inputs_B, across_B, *others in zip(

@@ -46,9 +46,9 @@ logger = logging.getLogger(__name__)
 LOST = "lost_workers"
 """Key of a report that says how often the workers of a trial were lost and started again."""
 
-POLL_S = "0.1"
-"""How often a trial's workers are asked for their report [seconds]; they wait until they were. Ray's default,
-2 s, is longer than a short epoch takes."""
+POLL_S = "0.25"
+"""How often a trial's workers are asked for their report [seconds]. They wait with the next one until they
+were: Ray's default, 2 s, is longer than a short epoch takes. To ask costs them time, too."""
 
 RESIZE_S = 30.0  # how often a trial with a variable number of workers looks whether it may have more
 START_S = "20"  # how long so many workers as fit are waited for [seconds]
