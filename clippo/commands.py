@@ -131,6 +131,8 @@ class PrepareCommand:
         from clippo.prepared import fetch, open_prepared  # Ray and torch take seconds
         from clippo.sweep.preparing import prepared_for
 
+        if self.workers < 1:
+            raise ConfigError(f"workers is {self.workers}; it must be at least 1")
         config = absolute(
             SweepConfig(
                 task=self.task, results=self.results, gpus_per_worker=self.gpus_per_worker,
@@ -291,14 +293,17 @@ class ExportCommand:
 
 def _only_sweep(store: ResultStore, name: str) -> str:
     """The named sweep, or the one that there is."""
+    if name:
+        store.known_config(name)
+        return name
     names = store.sweeps()
-    if not name and len(names) != 1:
+    if len(names) != 1:
         raise ConfigError(
             f"{store.uri} holds {len(names)} sweeps; name one with --sweep: {', '.join(names)}"
             if names
             else f"{store.uri} holds no sweep; give the --results of one"
         )
-    return name or names[0]
+    return names[0]
 
 
 @dataclass(frozen=True)

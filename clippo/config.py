@@ -11,12 +11,12 @@ import json
 import os
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from clippo.errors import ConfigError
 
 Range = tuple[float, float]
+SEEDS = "in [0, 2^31)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,7 @@ class DataConfig:
         _require(self.folds == 0 or self.folds >= 2, "data.folds", self.folds, "0 or at least 2")
         _require(self.picture_size >= 0, "data.picture_size", self.picture_size, "at least 0")
         _require(0 <= self.max_unreadable < 1, "data.max_unreadable", self.max_unreadable, "in [0, 1)")
+        _require(0 <= self.split_seed < 2**31, "data.split_seed", self.split_seed, SEEDS)
         low, high = self.font_size
         _require(0 < low <= high <= 1, "data.font_size", self.font_size, "two shares, 0 < low <= high <= 1")
 
@@ -228,6 +229,7 @@ class SearchConfig:
             _require(getattr(self, name) >= 1, f"search.{name}", getattr(self, name), "at least 1")
         for name in ("confirm", "device_hours", "wall_hours", "patience", "min_gain"):
             _require(getattr(self, name) >= 0, f"search.{name}", getattr(self, name), "at least 0")
+        _require(0 <= self.seed < 2**31, "search.seed", self.seed, SEEDS)
         _require(self.reduction_factor >= 2, "search.reduction_factor", self.reduction_factor, "at least 2")
         _require(
             self.stopping == "none" or self.replicates == 1,
@@ -342,16 +344,18 @@ def absolute(config: SweepConfig) -> SweepConfig:
     """
 
     def file(name: str) -> str:
-        # A folder that happens to be called like a tag or a ready name is none.
-        return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().is_file() else name
+        # A folder that happens to be called like a tag or a ready name is none. Unlike Path's, these are not
+        # upset by what cannot be a path, such as a prompt.
+        there = os.path.expanduser(name)
+        return os.path.realpath(there) if os.path.isfile(there) else name
 
     def place(spec: str) -> str:
         # KIND:PATH or KIND:NAME:PATH, perhaps with a name before it
         before, colon, path = spec.rpartition(":")
         if not colon or "//" in path:
             return spec
-        there = Path(path).expanduser()
-        return before + colon + (os.path.abspath(there) if "{" in path or there.exists() else path)
+        there = os.path.expanduser(path)
+        return before + colon + (os.path.abspath(there) if "{" in path or os.path.exists(there) else path)
 
     data, model = config.data, config.model
     data = replace(

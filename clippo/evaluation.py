@@ -146,7 +146,7 @@ def _counts(
             n_total=sums[name, "total"], n_fooled=sums[name, "fooled"] if is_attacked(name) else 0,
             rankings=rankings,
         )
-        for name in part.sets
+        for name in part.sets if sums[name, "total"]
     ]  # fmt: skip
 
 

@@ -79,7 +79,13 @@ def test_a_dry_run_of_the_paper_says_what_is_missing_and_runs_nothing(tmp_path: 
 
 @pytest.mark.parametrize(
     ("flags", "complaint"),
-    [(["--preset", "papers"], "must be one of: demo, transform, paper"), (["--seed", "x"], "x")],
+    [
+        (["--preset", "papers"], "must be one of: demo, transform, paper"),
+        (["--seed", "x"], "x"),
+        (["--seed", "-1"], "search.seed is -1; it must be in [0, 2^31)"),
+        (["--split-seed", "-1"], "data.split_seed is -1; it must be in [0, 2^31)"),
+        (["--prompt", "~nobody-of-this-name/" + "a photo " * 99], "as a template it lacks {}"),
+    ],
 )
 def test_flags_that_cannot_be_used(flags: list[str], complaint: str) -> None:
     done = typo(*flags)
@@ -137,6 +143,8 @@ def test_prepare_builds_what_the_sweep_then_finds(tmp_path: Path) -> None:
     again = clippo("prepare", "--results", str(tmp_path), *small, "--model.prompt", "the {}")
     assert again.stdout == done.stdout
     assert manifest.stat().st_mtime_ns == built
+    idle = clippo("prepare", "--results", str(tmp_path), "--workers", "0")
+    assert (idle.returncode, idle.stderr) == (2, "error: workers is 0; it must be at least 1\n")
     wrong = clippo("prepare", "--results", str(tmp_path), "--data.source", "folder:/nowhere")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
 

@@ -20,7 +20,7 @@ import csv
 import hashlib
 import io
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,15 +29,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from clippo.data.decode import decoded
 from clippo.data.files import File, find, joined, read, stamp
 from clippo.data.formats import SPLITS
-from clippo.data.formats.listing import IMAGE_SUFFIXES, SPLIT_NAMES, intact, split_in
+from clippo.data.formats.listing import IMAGE_SUFFIXES, SPLIT_NAMES, Bytes, intact, load_bytes, split_in
 from clippo.demo import people, scenes
 from clippo.errors import ConfigError, DataError
 
 BUNDLED = "people"
-PARTS = 2  # which pictures are taken of a set; part of its fingerprint, as prepared sets are kept by that
+PARTS = 2  # which pictures are taken of a set; in the fingerprints of those read from files
 PICTURES_OF_A_CELL = 60  # of the bundled drawings, for each split, concept and group
 
 _ARCHIVES = ("", "fairface-img-margin025-trainval", "fairface-img-margin125-trainval")
@@ -79,7 +78,8 @@ class GroupSet:
         templates: of each concept its prompts, empty where the model's is to be used.
         majority: of each concept the group that most of its pictures show, those for validation and test
             left out, an index of ``groups``; -1 where no group has more than every other.
-        fingerprint: changes when the pictures do.
+        fingerprint: changes when the pictures do; on a remote place where the set lists its own files, only
+            when their names or labels do.
     """
 
     name: str
@@ -191,10 +191,10 @@ def _fairface(name: str, column: str, path: str) -> GroupSet:
             f"{name}:{path} has no fairface_label_train.csv or fairface_label_val.csv; give the folder that "
             "holds them"
         )
-    cells = [(file, row) for file in files for row in _table(file, ("file", column))]
+    cells = [(file, n, row) for file in files for n, row in enumerate(_table(file, ("file", column)))]
     # The published archive unpacks into a folder of its own.
     places = [joined(path, archive) if archive else path for archive in _ARCHIVES]
-    first = cells[0][1]["file"] if cells else ""
+    first = cells[0][2]["file"] if cells else ""
     root = next((place for place in places if _is_there(joined(place, first))), None)
     if root is None:
         raise DataError(
@@ -211,7 +211,7 @@ def _fairface(name: str, column: str, path: str) -> GroupSet:
             row[column],
             _split_of(file, row["file"]),
         )
-        for number, (file, row) in enumerate(cells)
+        for file, number, row in cells
     ]
     return _set(name, rows, {})
 
@@ -305,10 +305,6 @@ def _is_there(path: str) -> bool:
         return False
 
 
-def _load(path: str) -> Image.Image:
-    return decoded(read(path))
-
-
 def most_common(groups: Iterable[int]) -> int:
     """The group that occurs more often than every other; -1 where none does.
 
@@ -325,10 +321,13 @@ def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...
     group_of = {"": -1} | {group: i for i, group in enumerate(groups)}
     concept_of = {"": -1} | {concept: i for i, concept in enumerate(concepts)}
     seen: set[str] = set()
+    shown = defaultdict[str, list[int]](list)
     for row in rows:
         if row.key in seen:
             raise DataError(f"{name} has {row.key} twice; a picture has one group and one concept")
         seen.add(row.key)
+        if row.group and row.split in (None, "train"):
+            shown[row.concept].append(group_of[row.group])
     stamps = [f"parts {PARTS}"]
     stamps += sorted(
         "\t".join(map(str, (row.key, row.concept, row.group, row.split, row.stamp))) for row in rows
@@ -338,17 +337,14 @@ def _set(name: str, rows: Sequence[_Row], templates: Mapping[str, tuple[str, ...
         groups=tuple(groups),
         concepts=tuple(concepts),
         templates=tuple(templates.get(concept, ()) for concept in concepts),
-        majority=tuple(
-            most_common(
-                group_of[row.group]
-                for row in rows
-                if row.concept == concept and row.group and row.split in (None, "train")
-            )
-            for concept in concepts
-        ),
+        majority=tuple(most_common(shown[concept]) for concept in concepts),
         pictures=tuple(
             GroupedImage(
-                row.key, concept_of[row.concept], group_of[row.group], row.split, partial(_load, row.path)
+                row.key,
+                concept_of[row.concept],
+                group_of[row.group],
+                row.split,
+                partial(load_bytes, Bytes(row.path)),
             )
             for row in rows
         ),

@@ -30,11 +30,11 @@ from PIL import Image
 
 from clippo.data.decode import decoded
 from clippo.data.files import File, find, is_remote, open_file, read, reading
+from clippo.data.formats.listing import IMAGE_SUFFIXES, Bytes, load_bytes
 from clippo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SCAM_COLUMNS = ("id", "object_label", "attack_word", "type")
 
 
@@ -108,7 +108,7 @@ def label_and_word(file_name: str) -> tuple[str, str] | None:
     stem, suffix = os.path.splitext(file_name)
     label, _, word = stem.removeprefix("label=").partition("_text=")
     word = re.sub(r"\s?\(\d+\)$", "", word)
-    fits = stem.startswith("label=") and suffix.lower() in _SUFFIXES and _tidy(label) and _tidy(word)
+    fits = stem.startswith("label=") and suffix.lower() in IMAGE_SUFFIXES and _tidy(label) and _tidy(word)
     return (label, word) if fits else None
 
 
@@ -138,7 +138,7 @@ def _named(name: str, path: str) -> TypographicSet:
         return stem if _normal(stem) in known else word
 
     rows = [
-        _Row(file.name, label, without_number(word), partial(_photo, file.path))
+        _Row(file.name, label, without_number(word), partial(load_bytes, Bytes(file.path)))
         for file, (label, word) in parsed.items()
     ]
     return _set(name, rows, [], parsed, left_out=[file.name for file in files if file not in parsed])
@@ -165,10 +165,10 @@ def _disentangling(path: str) -> TypographicSet:
             f"{listed.path} must map each photo's file name to "
             '{"true object": NAME, "typographic attack label": WORD or ""}'
         )
-    used = [listed]
+    used = {listed}
     classes: Iterable[str] = ()
     if named := files.get("classes.json"):  # some copies have none
-        used.append(named)
+        used.add(named)
         classes = _json(named.path)  # a list, or an object with the names as its keys
         if not isinstance(classes, (list, dict)) or not all(isinstance(name, str) for name in classes):
             raise DataError(f"{named.path} must be a list of class names, or an object of them")
@@ -179,15 +179,16 @@ def _disentangling(path: str) -> TypographicSet:
             "beside it nor in images/; add them or take them out of the file"
         )
     found = {photo: file for photo, file in photos.items() if file}
-    used += found.values()
-    rows = [_Row(photo, *names[photo], partial(_photo, file.path)) for photo, file in found.items()]
+    used.update(found.values())
+    loads = {photo: partial(load_bytes, Bytes(file.path)) for photo, file in found.items()}
+    rows = [_Row(photo, *names[photo], load) for photo, load in loads.items()]
     return _set(
         "disentangling",
         [row for row in rows if row.word],
         [row for row in rows if not row.word],
         used,
         first=classes,
-        left_out=[n for n, file in files.items() if n.lower().endswith(_SUFFIXES) and file not in used],
+        left_out=[n for n, file in files.items() if n.lower().endswith(IMAGE_SUFFIXES) and file not in used],
     )
 
 
@@ -232,10 +233,15 @@ def _set(
     left_out: Iterable[str] = (),
 ) -> TypographicSet:
     """Numbers the classes: ``first``, then objects, then words, each as it is first spelled."""
-    attacks = [row for row in attacked if _normal(row.word) != _normal(row.label)]
+
+    def has_own_name(row: _Row) -> bool:
+        return _normal(row.word) == _normal(row.label)
+
+    attacks = [row for row in attacked if not has_own_name(row)]
+    photos = [row for row in clean if not has_own_name(row)]  # which has nothing to be told from, pairwise
     if not attacks:
         raise DataError(f"{name} has no photo with a word that is not the name of its object")
-    rows = (*attacks, *clean)
+    rows = (*attacks, *photos)
     spelled: dict[str, str] = {}
     for each in (*first, *(row.label for row in rows), *(row.word for row in rows)):
         spelled.setdefault(_normal(each), _tidy(each))
@@ -245,13 +251,13 @@ def _set(
     def image(row: _Row) -> AttackedImage:
         return AttackedImage(row.key, index[_normal(row.label)], index.get(_normal(row.word), -1), row.load)
 
-    listing = "\n".join(sorted(f"{file.name}:{file.stamp}" for file in files))
-    own_name = [row.key for row in attacked if _normal(row.word) == _normal(row.label)]
+    listing = "\n".join([f"{len(attacks)} {len(photos)}", *sorted(f"{f.name}:{f.stamp}" for f in files)])
+    own_name = [row.key for row in (*attacked, *clean) if has_own_name(row)]
     return TypographicSet(
         name=name,
         classes=tuple(spelled.values()),
         attacked=tuple(map(image, attacks)),
-        clean=tuple(map(image, clean)),
+        clean=tuple(map(image, photos)),
         pairwise=pairwise,
         fingerprint=f"{name}-{hashlib.sha256(listing.encode()).hexdigest()[:16]}",
         left_out=(*sorted(left_out), *own_name),
@@ -267,10 +273,6 @@ def _normal(name: str) -> str:
 
 
 # ---- files
-
-
-def _photo(path: str) -> Image.Image:
-    return decoded(read(path))
 
 
 def _json(path: str) -> Any:

@@ -187,7 +187,7 @@ def read_counts(
         row = _row_of(keys[keep], own * len(variants) + used)
         last &= row >= 0
         found = _ranked(rankings.filter(pa.array(last)), row[last], len(keep))
-    trials_of_points = {n: replace(r, point_L=point[r.point_L], points=len(points)) for n, r in found.items()}
+    ranked_points = {n: replace(r, point_L=point[r.point_L], points=len(points)) for n, r in found.items()}
     split = split_of(tuple(table), sets, "validation", objectives, found)
     return CountTable(
         settings=settings,
@@ -198,7 +198,7 @@ def read_counts(
         correct_PS=mean[0],
         total_PS=mean[1],
         fooled_PS=mean[2],
-        rankings=trials_of_points,
+        rankings=ranked_points,
         objectives=objectives,
         repeated=_repeated(split, point, seeds_P, variant_R, variants),
         correlation=correlation,
@@ -325,8 +325,8 @@ def _repeats(
     places = [None if v == AVERAGED else position(v) for v in variants]
     start = np.array([p == 0 for p in places])
     end = np.array([p == 1 for p in places])
-    averaged = {int(t) for t, v in zip(trial_R, variant_R, strict=True) if variants[v] == AVERAGED}
-    has_averaged = np.isin(trial_R, list(averaged))
+    is_averaged = np.array([v == AVERAGED for v in variants])
+    has_averaged = np.isin(trial_R, trial_R[is_averaged[variant_R]])
     return (setting_R > 0) & (start[variant_R] | (end[variant_R] & has_averaged))
 
 

@@ -12,7 +12,16 @@ import altair as alt
 
 from clippo.errors import ConfigError, StoreError
 from clippo.front.counts import REFERENCE, position
-from clippo.front.front import METHODS, UNTOUCHED, Bounds, Front, Point, describe, export_flags, well_spread
+from clippo.front.front import (
+    PREFERENCE,
+    UNTOUCHED,
+    Bounds,
+    Front,
+    Point,
+    describe,
+    export_flags,
+    well_spread,
+)
 
 FORMATS = (".png", ".svg", ".html")
 X_TITLE = "retention: share of what the model could do before"
@@ -238,13 +247,12 @@ def _curves(front: Front) -> list[dict[str, Any]]:
     for p in front.points:
         if position(p.variant) is not None:
             by_trial[p.trial_id].append(p)
-    baselines = {p.trial_id for c in front.comparisons if c.method != METHODS[-1] for p in c.front}
+    baselines = {p.trial_id for c in front.comparisons if c.method != PREFERENCE for p in c.front}
     on_front = [p.trial_id for p in sorted(front.front, key=lambda p: -p.probability)]
-    wanted = list(dict.fromkeys([front.recommended.trial_id, *sorted(baselines), *on_front]))
+    wanted = dict.fromkeys([front.recommended.trial_id, *sorted(baselines), *on_front])
+    curves = [trial for trial in wanted if trial != REFERENCE and len(by_trial[trial]) > 1]
     rows = []
-    for trial_id in wanted[:MOST_CURVES]:
-        if trial_id == REFERENCE or len(by_trial[trial_id]) < 2:
-            continue
+    for trial_id in curves[:MOST_CURVES]:
         plain = trial_id in baselines or trial_id == front.recommended.trial_id
         steps = [(position(p.variant), p) for p in by_trial[trial_id]] + [(0.0, front.reference)]
         rows += [

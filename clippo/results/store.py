@@ -36,7 +36,6 @@ Result = TypeVar("Result")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _CONFIG = re.compile(r"sweeps/([^/]+)\.json")
-_TRIALS = re.compile(r"trials/sweep=([^/]+)/[^/]+\.parquet")
 _EXAMPLES = re.compile(r"examples/sweep=([^/]+)/examples\.parquet")
 STATES = (RUNNING, ENDED, INTERRUPTED) = ("running", "ended", "interrupted")
 _ROUNDS = 10  # of reading what is being sealed; one is rare
@@ -251,9 +250,9 @@ class ResultStore:
 
     def sweeps(self) -> list[str]:
         """Names of all sweeps, sorted, with or without finished trials."""
-        matches = [_CONFIG.fullmatch(key) for key in self._objects.find("sweeps")]
-        matches += [_TRIALS.fullmatch(key) for key in self._objects.find("trials")]
-        return sorted({match[1] for match in matches if match})
+        names = {match[1] for key in self._objects.find("sweeps") if (match := _CONFIG.fullmatch(key))}
+        folders = self._objects.folders("trials")
+        return sorted(names.union(n.removeprefix("sweep=") for n in folders if n.startswith("sweep=")))
 
     def read_bytes(self, relative: str) -> bytes:
         """An object kept by :meth:`write_bytes`; StoreError if there is none."""

@@ -276,8 +276,8 @@ class GenderTask:
 
     @property
     def n_pairs(self) -> int:
-        n = len(self.parts["train"].pictures)
-        return n * 2 * (len(self.people.found.groups) - 1) + n // 2 * MATCHINGS
+        n, groups = len(self.parts["train"].pictures), len(self.people.found.groups)
+        return n * 2 * (groups - 1) + n * (groups - 1) // groups * MATCHINGS
 
     def rows(self, part: Part, index: int, resize: Resize) -> Iterator[Row]:
         yield from shown_rows(part, index, resize)
@@ -307,8 +307,10 @@ class GenderTask:
         what reads them can leave the rankings of all concepts, also of those that no pair has.
 
         Raises:
-            ConfigError: no concept has both a majority group and pictures of another.
+            ConfigError: there is no picture, or no concept has both a majority group and pictures of another.
         """
+        if not len(train["train/shown"]):
+            raise ConfigError("a fold leaves no train picture; raise data.train_pictures or lower data.folds")
         rows = Columns.of(train["train/shown"])
         cells = [cell for one in kind.split("+") for cell in getattr(rows, one)()]
         if not cells:

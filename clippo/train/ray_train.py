@@ -20,7 +20,7 @@ import ray.train.torch
 import ray.tune
 import torch
 from ray._private.state import state as ray_state
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig
 from ray.train._internal.session import get_session
 from ray.train.torch import TorchTrainer
@@ -31,7 +31,7 @@ from ray.train.v2.api.config import ScalingConfig  # ray.train has the same, wit
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from clippo.config import ModelConfig, TrainConfig
-from clippo.errors import StoreError, TrialError
+from clippo.errors import ClippoError, StoreError, TrialError
 from clippo.evaluate import Counts
 from clippo.model import ClipModel, load_clip, policy_of
 from clippo.prepared import Location, PreparedSet, fetch, open_prepared, text_features
@@ -295,7 +295,13 @@ def measure_reference(shared: Shared, *, gpus: float) -> list[Counts]:
     """Counts of the untouched model, on the kind of device that trials use: here, or where GPUs are."""
     if not gpus:
         return _measure_reference(shared)
-    counts: list[Counts] = ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(_measure_reference).remote(shared))
+    measured = ray.remote(num_cpus=1, num_gpus=gpus)(_measure_reference).remote(shared)
+    try:
+        counts: list[Counts] = ray.get(measured)
+    except RayTaskError as error:  # says with a stack trace what its cause says in a line
+        if isinstance(error.cause, ClippoError):
+            raise error.cause from None
+        raise
     return counts
 
 

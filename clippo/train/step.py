@@ -175,7 +175,7 @@ def preference_step(
         raw = logits_BC.chunk(layout.blocks)
         chosen = torch.where(batch.across, pick(raw[layout.chosen], batch.chosen), chosen)
         rejected = torch.where(batch.across, pick(raw[layout.rejected], batch.rejected), rejected)
-    if kl_baseline is None:
+    if kl_baseline is None and has_setting(loss, "kl_baseline"):
         kl_baseline = sum_over_ranks(kl.detach() * batch.share)
     preference = preference_loss(
         loss,
@@ -184,7 +184,7 @@ def preference_step(
         batch.reference_chosen_logps,
         batch.reference_rejected_logps,
         beta=beta,
-        kl_baseline=kl_baseline,
+        kl_baseline=0.0 if kl_baseline is None else kl_baseline,
         **loss_settings,
     )
     return StepLoss(preference + kl_weight * kl, preference.detach(), kl.detach())
@@ -228,7 +228,8 @@ class Step:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         parts, chosen = batch.split(self._config.micro_batch), self._settings
-        baseline = self._kl_baseline(parts) if self._config.micro_batch else None
+        wants_baseline = self._config.micro_batch and has_setting(chosen.loss, "kl_baseline")
+        baseline = self._kl_baseline(parts) if wants_baseline else None
         values: list[Tensor] = []
         for number, part in enumerate(parts, start=1):
             with self._synchronized(last=number == len(parts)):
@@ -261,7 +262,7 @@ class Step:
     def _kl_baseline(self, parts: list[Batch]) -> Tensor:
         """KTO's KL of the whole batch, which no part of it knows: one more forward pass of clean pictures."""
         kl = torch.zeros((), device=self._text_CD.device)
-        for part in parts if has_setting(self._settings.loss, "kl_baseline") else ():
+        for part in parts:
             with self.cast():
                 clean = part.inputs.chunk(part.layout.blocks)[part.layout.clean]
                 image_BD, text_CD = self._policy(clean, self._text_CD)

@@ -202,12 +202,19 @@ def odd_split(root: Path) -> Path:
     return root / "people.csv"
 
 
+def unnamed_in_the_second(root: Path) -> Path:
+    fairface(root)
+    table(root / "fairface_label_val.csv", "file,gender", "val/1.jpg,Male", ",Male")
+    return root
+
+
 @pytest.mark.parametrize(
     ("name", "make", "error", "message"),
     [
         ("unfairface", fairface, ConfigError, "must be one of: people, fairface:PATH, fairface-race:PATH"),
         ("fairface", vl_bias, DataError, "has no fairface_label_train.csv"),
         ("fairface", broken_fairface, DataError, "has no picture train/1.jpg, the first in fairface"),
+        ("fairface", unnamed_in_the_second, DataError, "row 1 of .*fairface_label_val.csv names no picture"),
         ("vl-bias", fairface, DataError, "must lie in verb/<activity>/ and occu/<occupation>/, or"),
         ("vl-bias", released_vl_bias, DataError, r"and has none; .* be a test set .*data\.test_sets\)"),
         ("grouped", fairface, DataError, "is no CSV file; give the file"),

@@ -398,18 +398,21 @@ def test_scam_may_be_one_file_or_its_folder(scam_folder: Path, tmp_path: Path) -
 
 def test_rows_of_scam_without_names_or_picture(tmp_path: Path) -> None:
     rows = [row for row in _scam_rows() if row["type"] == "SCAM"]
+    twins = [row for row in _scam_rows() if row["type"] == "NoSCAM"][3:5]
     rows[0]["object_label"] = None
     rows[1]["attack_word"] = " "
     rows[2]["image"] = {"bytes": None, "path": "elsewhere.png"}
     rows[3]["image"] = {"bytes": b"no picture", "path": "x.png"}
-    rows[4]["attack_word"] = rows[4]["object_label"].upper()
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scam.parquet")
+    for row in (rows[4], twins[1]):
+        row["attack_word"] = row["object_label"].upper()
+    pq.write_table(pa.Table.from_pylist(rows + twins), tmp_path / "scam.parquet")
     opened = open_typographic_set(f"scam:{tmp_path}")
-    assert opened.clean == ()
+    assert [image.key for image in opened.clean] == ["NoSCAM_img_0004"], "nothing to tell its label from"
     assert opened.left_out == (
         "SCAM_img_0001 (scam.parquet, row group 0, row 0)",
         "SCAM_img_0002 (scam.parquet, row group 0, row 1)",
         "SCAM_img_0005",
+        "NoSCAM_img_0005",
     )
     first, second, third = opened.attacked[:3]
     for broken in (first, second):

@@ -68,6 +68,7 @@ def test_a_report_is_written(results: Path, tmp_path: Path) -> None:
     [
         (("front", "--min-retention", "1.5"), "min_retention is 1.5; it must be above 0 and at most 1"),
         (("front", "--sweep", "other"), "has no sweep 'other'; its sweeps are: made"),
+        (("compact", "--sweep", "other"), "has no sweep 'other'; its sweeps are: made"),
         (("front", "--follow", "--every", "0"), "every is 0; it must be above 0"),
         (("report", "--out", "made.pdf"), "end it in .html"),
     ],

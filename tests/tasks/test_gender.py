@@ -190,6 +190,9 @@ def test_pairs_of_images_want_a_majority() -> None:
     unknown = TrainRows(0, np.array([0]), np.array([2]), np.array([0]), tuple(range(8)))
     with pytest.raises(ConfigError, match=r"pairs 'image' want concepts with a majority group"):
         cells("image", unknown)
+    none = TrainRows(0, *np.zeros((3, 0), dtype=np.int64), tuple(range(8)))
+    with pytest.raises(ConfigError, match=r"a fold leaves no train picture; raise data\.train_pictures"):
+        cells("image", none)
 
 
 # --- what cannot be done ----------------------------------------------------------------------------------

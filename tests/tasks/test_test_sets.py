@@ -121,6 +121,13 @@ def test_pairwise_sets_are_judged_between_two_labels(clip: ClipModel, tmp_path: 
     assert (attacked.n_correct, attacked.n_fooled, attacked.n_total) == (2, 2, 4), "one of the two, always"
     # Here the twin is the same picture and judged between the same two, but no word is written on it.
     assert (clean.eval_set, clean.n_correct, clean.n_fooled, clean.n_total) == ("test/clean", 2, 0, 4)
+    for row in rows:
+        row["image"] = {"bytes": picture if row["type"] == "SCAM" else b"no picture", "path": None}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scam.parquet")
+    (alone,), left_out = evaluate_model(
+        clip, f"scam:{tmp_path}", prompt="{}", pictures=1, font_size=(0.1, 0.2)
+    )
+    assert (alone, len(left_out)) == (attacked, 4), "of the twins nothing can be said"
 
 
 def test_classes_of_test_sets_are_readable(clip: ClipModel, tmp_path: Path) -> None:

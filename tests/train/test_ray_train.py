@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +39,29 @@ def test_memory_that_trials_have_freed_is_given_back() -> None:
     kept, left = map(int, done.stdout.split())  # [MiB]
     assert kept > 200, "or there is nothing to give back"
     assert left < 50
+
+
+UNKNOWN = """
+import ray
+from clippo.config import ModelConfig, TrainConfig
+from clippo.errors import ClippoError
+from clippo.prepared import Location
+from clippo.train.ray_train import Shared, measure_reference
+
+ray.init("local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+shared = Shared(
+    model=ModelConfig(name="ViT-B-33"), train=TrainConfig(), prepared="none", location=Location(FOLDER)
+)
+try:
+    measure_reference(shared, gpus=1.0)
+except ClippoError as error:
+    print(error)
+ray.shutdown()
+"""
+
+
+def test_what_is_wrong_on_the_gpus_is_said_in_one_line(tmp_path: Path) -> None:
+    program = UNKNOWN.replace("FOLDER", repr(str(tmp_path)))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "ViT-B-33" in done.stdout
+    assert done.stdout.count("\n") == 1, done.stdout

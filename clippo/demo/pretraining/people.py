@@ -251,7 +251,7 @@ def run_rank(
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         start = state["step"]
-        earlier = json.loads((work / "log.jsonl").read_text().splitlines()[-1])["seconds"]
+        earlier = state["seconds"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     towers = DistributedDataParallel(Towers(model))
@@ -300,14 +300,15 @@ def run_rank(
                     **{f"old_{k}": v for k, v in watch(model, old_pictures, single[0]).items()},
                     "seconds": round(time.time() - began),
                 }
-                with open(work / "log.jsonl", "a") as log:
-                    log.write(json.dumps(row) + "\n")
-                tqdm.write(json.dumps(row))
                 state = {
-                    "step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "step": step + 1, "seconds": row["seconds"], "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
                 }  # fmt: skip
                 torch.save(state, work / "checkpoint.tmp")
                 os.replace(work / "checkpoint.tmp", saved)
+                with open(work / "log.jsonl", "a") as log:
+                    log.write(json.dumps(row) + "\n")
+                tqdm.write(json.dumps(row))
     dist.destroy_process_group()
 
 
@@ -320,16 +321,18 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=29521, help="loopback port of the two processes")
     args = parser.parse_args()
     scale, name = ("small" if args.small else "full"), ("control" if args.control else "biased")
-    work: Path = args.work / scale / name
+    work: Path = args.work / scale / str(args.seed) / name
     work.mkdir(parents=True, exist_ok=True)
 
-    kept = work.parent / f"pools-{args.seed}.pickle"  # both twins see the same parts
+    kept = work.parent / "pools.pickle"  # both twins see the same parts
     if not kept.exists():
         modules = material.fetch(Path("build/material"))
         if not args.small:
             material.write_people(modules)
         pools = material.build_pools(modules, control_words(), seed=args.seed, small=args.small)
-        kept.write_bytes(pickle.dumps((pools, build_people_pools(args.seed, small=args.small))))
+        written = kept.with_suffix(".tmp")
+        written.write_bytes(pickle.dumps((pools, build_people_pools(args.seed, small=args.small))))
+        os.replace(written, kept)
     pools, people = pickle.loads(kept.read_bytes())
     bias = CONTROL if args.control else BIASED
     register()
