@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute
+from clippo.config import SEEDS, DataConfig, ModelConfig, SweepConfig, absolute
 from clippo.errors import ConfigError
 from clippo.evaluate import Counts
 from clippo.evaluate.rankings import RankingTable
@@ -190,6 +190,8 @@ class EvaluateCommand:
     """Print JSON instead of a table."""
 
     def run(self) -> int:
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed is {self.seed}; it must be {SEEDS}")
         quiet(verbose=False, one_thread=False)
         import torch  # it takes seconds
 
@@ -293,17 +295,16 @@ class ExportCommand:
 
 def _only_sweep(store: ResultStore, name: str) -> str:
     """The named sweep, or the one that there is."""
-    if name:
-        store.known_config(name)
-        return name
     names = store.sweeps()
-    if len(names) != 1:
+    if name and name not in names:
+        store.known_config(name)  # which says what there is
+    if not name and len(names) != 1:
         raise ConfigError(
             f"{store.uri} holds {len(names)} sweeps; name one with --sweep: {', '.join(names)}"
             if names
             else f"{store.uri} holds no sweep; give the --results of one"
         )
-    return names[0]
+    return name or names[0]
 
 
 @dataclass(frozen=True)

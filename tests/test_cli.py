@@ -102,6 +102,8 @@ def test_evaluate_prints_counts_with_intervals() -> None:
     low, high = clean["accuracy_interval"]
     assert low < clean["accuracy"] <= high
     assert attacked["attack_success_rate"] == attacked["n_fooled"] / 64
+    seed = clippo("evaluate", "--seed", "-1")
+    assert (seed.returncode, seed.stderr) == (2, "error: seed is -1; it must be in [0, 2^31)\n")
     wrong = clippo("evaluate", "--data", "rta-100:/nowhere")
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1

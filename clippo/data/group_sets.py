@@ -78,8 +78,8 @@ class GroupSet:
         templates: of each concept its prompts, empty where the model's is to be used.
         majority: of each concept the group that most of its pictures show, those for validation and test
             left out, an index of ``groups``; -1 where no group has more than every other.
-        fingerprint: changes when the pictures do; on a remote place where the set lists its own files, only
-            when their names or labels do.
+        fingerprint: changes when the pictures do; of ``grouped`` and ``fairface`` on a remote place only when
+            their names or labels do.
     """
 
     name: str

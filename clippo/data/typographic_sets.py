@@ -238,7 +238,7 @@ def _set(
         return _normal(row.word) == _normal(row.label)
 
     attacks = [row for row in attacked if not has_own_name(row)]
-    photos = [row for row in clean if not has_own_name(row)]  # which has nothing to be told from, pairwise
+    photos = [row for row in clean if not has_own_name(row)]  # between equal labels it is always right
     if not attacks:
         raise DataError(f"{name} has no photo with a word that is not the name of its object")
     rows = (*attacks, *photos)
@@ -251,8 +251,9 @@ def _set(
     def image(row: _Row) -> AttackedImage:
         return AttackedImage(row.key, index[_normal(row.label)], index.get(_normal(row.word), -1), row.load)
 
-    listing = "\n".join([f"{len(attacks)} {len(photos)}", *sorted(f"{f.name}:{f.stamp}" for f in files)])
-    own_name = [row.key for row in (*attacked, *clean) if has_own_name(row)]
+    own_name, twins = ([row.key for row in some if has_own_name(row)] for some in (attacked, clean))
+    # Clean twins were once among the photos, and their sets must be prepared anew.
+    listing = "\n".join([*sorted(f"{file.name}:{file.stamp}" for file in files), *twins])
     return TypographicSet(
         name=name,
         classes=tuple(spelled.values()),
@@ -260,7 +261,7 @@ def _set(
         clean=tuple(map(image, photos)),
         pairwise=pairwise,
         fingerprint=f"{name}-{hashlib.sha256(listing.encode()).hexdigest()[:16]}",
-        left_out=(*sorted(left_out), *own_name),
+        left_out=(*sorted(left_out), *own_name, *twins),
     )
 
 

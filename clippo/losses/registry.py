@@ -67,7 +67,7 @@ def preference_loss(
 ) -> Tensor:
     """Any loss of `LOSSES`, called in the same way.
 
-    Every training step has ``beta`` and ``kl_baseline``, so a loss that has no use for them goes without.
+    Whoever trains hands in ``beta`` and ``kl_baseline``, and a loss that has no use for them goes without.
     Whatever else is set (``label_smoothing``, ``desirable_weight``, ``undesirable_weight``) was set on
     purpose: a loss that does not know it is an error, never a setting that is silently dropped.
 

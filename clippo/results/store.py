@@ -235,7 +235,9 @@ class ResultStore:
             StoreError: there is none; with the names of those that there are.
         """
         if (config := self.config(sweep)) is None:
-            known = ", ".join(self.sweeps()) or "none"
+            if sweep in (names := self.sweeps()):
+                raise StoreError(f"{self.uri} has rows of {sweep!r}, but not what it was started with")
+            known = ", ".join(names) or "none"
             raise StoreError(f"{self.uri} has no sweep {sweep!r}; its sweeps are: {known}")
         return config
 

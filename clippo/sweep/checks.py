@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from clippo.config import SweepConfig
-from clippo.data.prompts import templates_of
 from clippo.errors import ConfigError
 from clippo.losses import resolve_loss
 from clippo.sweep.mirror import check_mirror
@@ -16,11 +15,10 @@ def check_settings(config: SweepConfig) -> None:
     """Refuses names that nothing has; what a single field may be, the configuration itself checks.
 
     Raises:
-        ConfigError: an unknown task, prompt, loss, baseline or kind of pairs, a loss or baseline that cannot
-            be tuned on the pairs, a mirror that is none or has a password, or a tracker that is not there.
+        ConfigError: an unknown task, loss, baseline or kind of pairs, a loss or baseline that cannot be tuned
+            on the pairs, a mirror that is none or has a password, or a tracker that is not installed.
     """
     task = task_named(config.task)
-    templates_of(config.model.prompt)
     if config.data.folds and config.model.trainable != "transform":
         raise ConfigError(
             f"data.folds is {config.data.folds} with model.trainable {config.model.trainable!r}; only a "

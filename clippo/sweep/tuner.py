@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clippo.config import SweepConfig, absolute, digest
+from clippo.data.prompts import templates_of
 from clippo.errors import ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.front.counts import REFERENCE
@@ -57,6 +58,7 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
     """
     config = named(absolute(config))
     check_settings(config)
+    templates_of(config.model.prompt)  # or it is missed when the pictures have been prepared
     config = resolved(config)
     # What the store does not take while it is away waits on local disk.
     with SpooledStore(config.results, report=partial(_say, console)) as store:

@@ -307,10 +307,13 @@ class GenderTask:
         what reads them can leave the rankings of all concepts, also of those that no pair has.
 
         Raises:
-            ConfigError: there is no picture, or no concept has both a majority group and pictures of another.
+            ConfigError: no train picture is left, or no concept has both a majority group and pictures of
+                another.
         """
         if not len(train["train/shown"]):
-            raise ConfigError("a fold leaves no train picture; raise data.train_pictures or lower data.folds")
+            raise ConfigError(
+                "a fold leaves no train picture; raise data.train_pictures or set data.folds to 0"
+            )
         rows = Columns.of(train["train/shown"])
         cells = [cell for one in kind.split("+") for cell in getattr(rows, one)()]
         if not cells:

@@ -47,8 +47,8 @@ LOST = "lost_workers"
 """Key of a report that says how often the workers of a trial were lost and started again."""
 
 POLL_S = "0.25"
-"""How often a trial's workers are asked for their report [seconds]. They wait with the next one until they
-were: Ray's default, 2 s, is longer than a short epoch takes. To ask costs them time, too."""
+"""How often a trial's workers are asked for their report [seconds]. Before it is taken they cannot make
+another: Ray's default, 2 s, is longer than a short epoch takes. To ask more often costs them time, too."""
 
 RESIZE_S = 30.0  # how often a trial with a variable number of workers looks whether it may have more
 START_S = "20"  # how long so many workers as fit are waited for [seconds]

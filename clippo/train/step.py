@@ -162,7 +162,7 @@ def preference_step(
             outside of autocast: a margin is a small difference of large numbers, bfloat16 has three digits.
         text_CD: its embeddings of the prompts, unit length, float32.
         kl_baseline: KTO's, the detached KL of the whole global batch, where ``batch`` is only a part of this
-            rank's; None: that of this batch, averaged over the ranks.
+            rank's; None: that of this batch, averaged over the ranks, if the loss has a use for it.
     """
     layout = batch.layout
     logits_BC = logit_scale * image_BD @ text_CD.T

@@ -300,7 +300,7 @@ def test_curves_begin_at_the_untouched_model_and_baselines_are_dashed() -> None:
 def test_few_curves_and_few_bars() -> None:
     many = [p for i in range(10, 40) for p in steps(f"{i:05d}")]
     front = make_front(*many)
-    assert len(lines_of(front)) <= MOST_CURVES
+    assert len(lines_of(front)) == MOST_CURVES
     assert sum(r["barred"] for r in rows_of(front)) == MOST_BARS
     assert any(r["barred"] for r in rows_of(front) if r["key"] == key_of(front.recommended))
 

@@ -331,16 +331,19 @@ def test_what_is_stored_is_what_the_live_policy_takes(
     assert inputs.is_contiguous(memory_format=torch.channels_last) or trainable != "last:2"
 
 
-def test_rows_of_any_order_come_from_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("trainable", "shape"), [("image", (96, 96, 3)), ("transform", (128,))])
+def test_rows_of_any_order_come_from_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainable: str, shape: tuple[int, ...]
+) -> None:
     monkeypatch.setattr(build, "SHARD", 3)
-    prepared = open_prepared(prepared_in(tmp_path, model=ModelConfig(trainable="image")))
+    prepared = open_prepared(prepared_in(tmp_path, model=ModelConfig(trainable=trainable)))
     one_by_one = torch.cat([prepared.train["train/clean"].rows.inputs([i]) for i in range(12)])
     assert len(torch.unique(one_by_one.flatten(1), dim=0)) == 12
     order = torch.randperm(12)
     for indices in (order, order.tolist(), order.numpy()):
         assert torch.equal(prepared.train["train/clean"].rows.inputs(indices), one_by_one[order])
     assert torch.equal(prepared.train["train/clean"].rows.inputs(range(1, 11)), one_by_one[1:11])
-    assert prepared.train["train/clean"].rows.inputs([]).shape == (0, 96, 96, 3)
+    assert prepared.train["train/clean"].rows.inputs([]).shape == (0, *shape)
     with pytest.raises(IndexError):
         prepared.train["train/clean"].rows.inputs([12])
 

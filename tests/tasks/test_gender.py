@@ -191,7 +191,7 @@ def test_pairs_of_images_want_a_majority() -> None:
     with pytest.raises(ConfigError, match=r"pairs 'image' want concepts with a majority group"):
         cells("image", unknown)
     none = TrainRows(0, *np.zeros((3, 0), dtype=np.int64), tuple(range(8)))
-    with pytest.raises(ConfigError, match=r"a fold leaves no train picture; raise data\.train_pictures"):
+    with pytest.raises(ConfigError, match=r"no train picture; raise data\.train_pictures or set data\.folds"):
         cells("image", none)
 
 
