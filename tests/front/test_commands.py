@@ -121,6 +121,16 @@ def test_a_sweep_is_followed_until_it_ends(store_uri: str) -> None:
     assert json.loads(again.stdout) == fronts[-1], "an ended sweep is shown once"
 
 
+def test_rows_of_a_sweep_whose_settings_are_lost_can_be_sealed(tmp_path: Path) -> None:
+    make_sweep(3).write(ResultStore(tmp_path))
+    (tmp_path / "sweeps" / "made.json").unlink()
+    done = clippo("front", str(tmp_path), "--sweep", "made")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "has rows of 'made', but not what it was started with" in done.stderr
+    sealed = clippo("compact", str(tmp_path), "--sweep", "made")
+    assert sealed.returncode == 0, sealed.stderr
+
+
 def test_what_is_no_sweep_is_not_waited_for(tmp_path: Path) -> None:
     make_sweep(3).write(ResultStore(tmp_path))
     done = clippo("front", str(tmp_path), "--sweep", "mada", "--follow")
