@@ -10,6 +10,7 @@ Ray is imported where it is used: the processes that torch starts must not pay f
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import tempfile
@@ -86,6 +87,8 @@ def train(run: Run, device: torch.device, report: Any) -> None:
         report(values)
 
     clip, prepared, frozen = opened(run.prepared, run.model)
+    gc.collect()
+    gc.freeze()  # as a trial does
     fit(
         policy_of(clip, run.model.trainable), prepared, frozen, run.settings, run.train,
         report=stamped, checkpoints=NoCheckpoints(), device=device,
@@ -95,12 +98,13 @@ def train(run: Run, device: torch.device, report: Any) -> None:
 
 
 def with_ray(run: Run) -> None:
-    """The loop as workers of a ``TorchTrainer``, asked for reports as often as those of a sweep."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    """The loop as workers of the ``TorchTrainer`` of a sweep, asked for reports as often."""
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
+
+    from clippo.train.ray_train import LeanTrainer
 
     with tempfile.TemporaryDirectory(prefix="clippo-train-") as storage:
-        TorchTrainer(
+        LeanTrainer(
             _ray_worker,
             train_loop_config={"run": run},
             scaling_config=ScalingConfig(

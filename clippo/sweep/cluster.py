@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 
 import ray
-from ray._common.utils import get_default_system_temp_dir
 from ray._private.state import state as ray_state
-from ray._private.utils import write_ray_address
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # generated
 from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -46,29 +42,21 @@ def joined_ray(config: SweepConfig) -> Iterator[None]:
     # Drivers of trials with workers reserve this instead of a CPU, which they would take from their workers.
     address = os.environ.get("RAY_ADDRESS", "local")
     drivers = {"trial_driver": float(config.search.concurrency)} if address == "local" else None
-    # Ray Train's clean-up asks the dashboard whether a trial's controller lives; where there is none, every
-    # run of workers, also one that confirms, ends 12 s later (Ray 2.60). It costs a second of CPU time.
-    own_dashboard = address == "local" and (config.max_workers > 0 or config.search.confirm > 0)
-    with _own_address_file() if own_dashboard else contextlib.nullcontext():
-        ended_by = signal.getsignal(signal.SIGTERM)
-        try:  # from here on, as who is interrupted while Ray starts has half of it
-            ray.init(
-                address,
-                resources=drivers,
-                include_dashboard=own_dashboard,
-                log_to_driver=config.verbose,
-                logging_level=level,
-            )
-            # Ray's own ends the process at once, with a stack trace.
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, ended_by)
-            if own_dashboard:
-                # ``ray.init`` does not. Without it, Ray looks for a process that could be it, and refuses
-                # to choose between two Rays on one machine.
-                write_ray_address(ray.get_runtime_context().gcs_address)
-            yield
-        finally:
-            ray.shutdown()
+    ended_by = signal.getsignal(signal.SIGTERM)
+    try:  # from here on, as who is interrupted while Ray starts has half of it
+        ray.init(
+            address,
+            resources=drivers,
+            include_dashboard=False,
+            log_to_driver=config.verbose,
+            logging_level=level,
+        )
+        # Ray's own ends the process at once, with a stack trace.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ended_by)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _keep_environment() -> None:
@@ -86,29 +74,12 @@ def _keep_environment() -> None:
 
 
 @contextlib.contextmanager
-def _own_address_file() -> Iterator[None]:
-    """Keeps the file in which Ray's address is noted apart from those of other Rays on this machine.
-
-    Ray's logs are there, too; they are kept when something went wrong.
-    """
-    before = os.environ.get("RAY_TMPDIR")
-    folder = tempfile.mkdtemp(prefix="clippo-", dir=get_default_system_temp_dir())
-    os.environ["RAY_TMPDIR"] = folder
-    try:
-        yield
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        del os.environ["RAY_TMPDIR"]
-        if before is not None:
-            os.environ["RAY_TMPDIR"] = before
-
-
-@contextlib.contextmanager
 def leftovers_freed() -> Iterator[None]:
     """Frees, while it lasts, what is reserved for workers whose controller has died.
 
-    Ray Train's own clean-up learns of a reservation when all workers have started. Where the driver dies
-    before, it would last as long as the job, and the next attempt of the trial would wait for it (Ray 2.60).
+    It would last as long as the job, and the next attempt of the trial would wait for it. Ray Train's own
+    clean-up, which ``LeanTrainer`` does without, learns of a reservation only when all workers have started
+    (Ray 2.60).
     """
     ended = threading.Event()
 
