@@ -165,7 +165,7 @@ class Launches:
 
 
 def main(
-    *, workers: int = 2, gpus_per_worker: float = 0.0, precision: Precision = "auto", rounds: int = 9,
+    *, workers: int = 2, gpus_per_worker: float = 0.0, precision: Precision = "auto", rounds: int = 15,
     epochs: int = 5, pictures: int = 2048, batch_size: int = 64, model: str = BUNDLED,
     trainable: str = "last:2", smoke: bool = False, results: Path = RESULTS,
 ) -> None:  # fmt: skip

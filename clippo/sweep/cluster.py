@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import ray
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 DRIVER_CPU = 0.01
 FREE_S = 1.0  # between two looks for what dead trials have left reserved
+DYING_S = 5.0  # how long the last look waits for the controllers of trials that have been stopped
 RAY = "2.60"  # pyproject.toml fixes it; what is used of it besides its public API may be gone in another
 MAX_PREPARING = 4  # processes that prepare pictures; each holds a model
 
@@ -84,11 +86,14 @@ def leftovers_freed() -> Iterator[None]:
     ended = threading.Event()
 
     def watch() -> None:
-        try:
-            while not ended.wait(FREE_S):
+        warned = False
+        while not ended.wait(FREE_S):
+            try:
                 _free_leftovers()
-        except Exception:  # such as a head that is gone; without it a sweep still runs
-            logger.warning("what dead trials have reserved is not freed any more", exc_info=True)
+            except Exception:  # such as a head that starts again
+                if not warned:
+                    logger.warning("what dead trials have reserved could not be freed", exc_info=True)
+                warned = True
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
@@ -97,17 +102,26 @@ def leftovers_freed() -> Iterator[None]:
     finally:
         ended.set()
         watching.join()
+        with contextlib.suppress(Exception):  # such as a head that is gone
+            deadline = time.monotonic() + DYING_S
+            while _free_leftovers() and time.monotonic() < deadline:
+                time.sleep(FREE_S / 10)
 
 
-def _free_leftovers() -> None:
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+def _free_leftovers() -> bool:
+    """Removes this job's placement groups of dead actors; returns whether there were any of actors."""
+    job, found = ray.JobID.from_hex(ray.get_runtime_context().get_job_id()), False
     # No public table tells who has created a group. pyproject.toml fixes the release of Ray; where another
     # one has another table, `test_a_confirming_trial_outlives_its_driver` fails.
     for row in ray_state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(row)
+        is_there = group.state != PlacementGroupTableData.REMOVED and not group.is_detached
         by_actor = not ray.ActorID(group.creator_actor_id).is_nil()
-        if by_actor and group.creator_actor_dead and group.creator_job_id == job.binary():
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+        if is_there and by_actor and group.creator_job_id == job.binary():
+            found = True
+            if group.creator_actor_dead:
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return found
 
 
 def trial_resources(config: SweepConfig) -> dict[str, float]:

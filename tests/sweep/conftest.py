@@ -10,6 +10,6 @@ from clippo.sweep.cluster import joined_ray
 
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[None]:
-    """A Ray for the tests of one file, started as a sweep starts it for trials with workers."""
+    """A Ray for the tests of one file, started as a sweep starts it."""
     with joined_ray(SweepConfig(workers=2)):
         yield
