@@ -52,6 +52,7 @@ from clippo.train import TrialSettings, fit
 SIZES = (1_000, 3_000, 10_000, 30_000)
 EPOCHS = 5  # of each size, of which the median counts
 LINEAR_GOAL, MEMORY_GOAL = 1.1, 1.1  # the largest size beside the smallest but one, and beside the smallest
+WAITING_GOAL = 0.05
 MIB = 2**20
 
 
@@ -210,6 +211,10 @@ def lines_of(measured: Sequence[Sequence[dict[str, float]]]) -> list[Line]:
             Line(f"{name}: exponent of pictures, from {sizes[base]:,} on", Spread.of(exponents), ""),
             Line(f"{name}: of 1,000 pictures, at {sizes[-1]:,}", Spread.of(list(1000 * each_RS[:, -1])), "s"),
         ]
+    for i, size in enumerate(sizes):
+        shares = Spread.of([rows[i]["epoch_waiting_s"] / rows[i]["epoch_s"] for rows in measured])
+        what = f"an epoch: waiting for data, {size:,} pictures"
+        lines.append(Line(what, shares, "share", WAITING_GOAL, at_least=False))
     for name, key in (("building", "build_peak_mib"), ("an epoch", "epoch_peak_mib")):
         ratio = Spread.of([rows[-1][key] / rows[0][key] for rows in measured])
         what = f"{name}: peak memory, {sizes[-1]:,} over {sizes[0]:,} pictures"

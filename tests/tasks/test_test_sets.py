@@ -101,6 +101,24 @@ def test_a_model_is_measured_on_them(clip: ClipModel, places: dict[str, Path]) -
     assert attacked.n_fooled > 0.5 * 128, "the bundled model reads"
 
 
+@pytest.mark.parametrize("kind", ["rta-100", "paint", "disentangling"])
+def test_each_published_layout_counts_its_attacked_photos(kind: str, clip: ClipModel, tmp_path: Path) -> None:
+    photos = rta(tmp_path / "photos")
+    if kind == "disentangling":
+        shown = {
+            path.name: {"true object": label, "typographic attack label": word}
+            for path in sorted(photos.iterdir())
+            for label, word in [path.stem.removeprefix("label=").split("_text=")]
+        }
+        (photos / "annotations.json").write_text(json.dumps(shown))
+        (photos / "classes.json").write_text(json.dumps(["cat", "dog", "hot dog", "guitar"]))
+    (counts,), left_out = evaluate_model(
+        clip, f"{kind}:{photos}", prompt="a photo of a {}", pictures=1, font_size=(0.1, 0.2)
+    )
+    assert (counts.eval_set, counts.n_total, left_out) == ("test/attacked", 4, [])
+    assert counts.n_correct + counts.n_fooled <= 4
+
+
 def test_pairwise_sets_are_judged_between_two_labels(clip: ClipModel, tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq

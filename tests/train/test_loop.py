@@ -234,6 +234,26 @@ def moved_policy(clip: ClipModel) -> Policy:
     return policy
 
 
+def test_micro_batches_have_the_penalty_of_the_whole_batch(
+    clip: ClipModel, transform_set: PreparedSet, frozen: Frozen
+) -> None:
+    """It is of the transform and not of pictures, so a part of a batch has a part of it."""
+    cpu, pairs = torch.device("cpu"), Pairs.of(transform_set, frozen)
+    batch = next(epoch_batches(pairs, 16, 0, 0, 0, 1, cpu))
+    found = {}
+    for size, weight in ((0, 100.0), (3, 100.0), (0, None)):
+        policy = policy_of(clip, "transform").eval()
+        policy.load_weights({n: 1.1 * w for n, w in policy.trainable_weights().items()})
+        settings = dataclasses.replace(SETTINGS, orthogonality=weight)
+        step = Step(
+            policy, frozen, settings, dataclasses.replace(CONFIG, micro_batch=size), pairs.captions, cpu
+        )
+        (found[size, weight],) = gradients(policy, step, batch).values()
+    whole, parts, without = found.values()
+    assert (whole - parts).norm() <= 1e-3 * whole.norm()
+    assert (whole - without).norm() > 0.5 * whole.norm(), "the penalty counts"
+
+
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
 def test_micro_batches_have_the_gradients_of_the_whole_batch(
     loss: str, clip: ClipModel, small_set: PreparedSet, frozen: Frozen
@@ -332,7 +352,7 @@ def test_a_transform_learns_and_its_power_turns_the_attack_up_and_down(
     for t in CONFIG.powers:
         counts = counts_of(reports, f"t={t:g}")
         fooled.append(sum(c.n_fooled for name, c in counts.items() if "attacked" in name))
-    assert fooled == sorted(fooled, reverse=True), "the higher t, the fewer are read as the word"
+    assert all(b < a for a, b in itertools.pairwise(fooled)), "the higher t, the fewer are read as the word"
     assert fooled[-1] < 0.75 * fooled[CONFIG.powers.index(0)]
     untouched = counts_of(reports, "t=0")
     for c in evaluate_reference(policy_of(clip, "transform"), transform_set, frozen, config):
