@@ -124,6 +124,7 @@ def test_growth_tells_linear_from_quadratic() -> None:
                 "pictures": n,
                 "build_s": n**power,
                 "epoch_s": n**power,
+                "epoch_waiting_s": n**power / 50,
                 "build_peak_mib": 9,
                 "epoch_peak_mib": 9,
             }
@@ -139,6 +140,7 @@ def test_growth_tells_linear_from_quadratic() -> None:
     assert of(quadratic, "building: seconds a picture") == pytest.approx(10)
     assert of(quadratic, "an epoch: exponent") == pytest.approx(2)
     assert of(quadratic, "building: peak memory") == 1
+    assert of(quadratic, "an epoch: waiting for data, 30,000 pictures") == pytest.approx(0.02)
     assert {line.value.n for line in quadratic} == {3}
 
 
