@@ -565,7 +565,9 @@ def scraped(sweep: str) -> dict[tuple[str, str], float]:
     }
 
 
-def test_the_workers_of_a_trial_that_is_stopped_are_freed(own_ray: None, tmp_path: Path) -> None:
+def test_the_workers_of_a_trial_that_is_stopped_are_freed(
+    own_ray: None, other_ray: None, tmp_path: Path
+) -> None:
     """Two workers take all CPUs, so the second trial runs only if those of the first are free again.
 
     After the last trial, which is stopped too, they must be free, as the Ray may be somebody else's.

@@ -116,7 +116,6 @@ def test_each_published_layout_counts_its_attacked_photos(kind: str, clip: ClipM
         clip, f"{kind}:{photos}", prompt="a photo of a {}", pictures=1, font_size=(0.1, 0.2)
     )
     assert (counts.eval_set, counts.n_total, left_out) == ("test/attacked", 4, [])
-    assert counts.n_correct + counts.n_fooled <= 4
 
 
 def test_pairwise_sets_are_judged_between_two_labels(clip: ClipModel, tmp_path: Path) -> None:
