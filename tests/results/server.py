@@ -84,11 +84,20 @@ class OwnS3Server:
         """The writer's secret is no longer valid, as if it had expired."""
         self._configure(uuid.uuid4().hex)
         self._reload()
+        fs, end = self.filesystem(), time.monotonic() + 60
+        while True:  # it reads its keys a moment after the signal
+            try:
+                fs.cat_file(f"{self.bucket}/.ready")
+            except PermissionError:
+                return
+            assert time.monotonic() < end, "the old secret is still taken"
+            time.sleep(0.1)
 
     def accept(self) -> None:
         """It is valid again."""
         self._configure(self.secret)
         self._reload()
+        self.wait()
 
     def environment(self) -> dict[str, str]:
         """What makes an ``s3://`` URL mean this server."""
