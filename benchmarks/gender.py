@@ -27,7 +27,8 @@ from clippo.remote import node_cache
 from clippo.sweep.space import draw
 from clippo.tasks import objectives_of
 from clippo.train import TrialSettings, fit
-from clippo.train.ray_train import Shared, load_shared, measure_reference
+from clippo.train.ray_train import measure_reference
+from clippo.train.shared import Shared, load_shared
 from sweeps.gender_sweep import gender_sweep
 
 WIDE = SearchConfig(

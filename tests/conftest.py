@@ -27,8 +27,11 @@ from clippo.remote import locked
 from clippo.train.step import Frozen
 
 # A test's time says more about the machine than about the code.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# And its examples are the same every time, or a change would be blamed for what another one did.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+_given: set[int] = set()  # ports whose user has not begun to listen, or is down
 
 
 class S3Server(NamedTuple):
@@ -55,15 +58,20 @@ class S3Server(NamedTuple):
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface that nobody listens on, all different.
 
-    They are none that the system hands out or that workers of Ray take, as they may be used seconds later.
+    They are none that the system hands out, that workers of Ray take or that were given before, as they may
+    be used seconds later; nor any that the other process of a parallel run gives.
     """
     found: list[int] = []
-    for port in random.Random(os.urandom(8)).sample(range(20_000, 32_768), 1_000):
+    low = 20_000 + 3_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4)
+    for port in random.Random(os.urandom(8)).sample(range(low, low + 3_000), 1_000):
         if len(found) == count:
             break
+        if port in _given:
+            continue
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("127.0.0.1", port))
             found.append(port)
+            _given.add(port)
     return found
 
 
@@ -119,13 +127,15 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         try:
             deadline = time.monotonic() + 60
             while True:
+                fs, ready = server.filesystem(), f"{server.bucket}/.ready"
                 try:
-                    server.filesystem().pipe_file(f"{server.bucket}/.ready", b"")
-                    break
+                    fs.pipe_file(ready, b"ready")
+                    if fs.cat_file(ready) == b"ready":
+                        break
                 except Exception:  # whatever the client says until the server listens
                     if time.monotonic() > deadline:
                         pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
-                    time.sleep(0.1)
+                time.sleep(0.1)
             yield server
         finally:
             os.killpg(process.pid, signal.SIGKILL)

@@ -26,7 +26,7 @@ from clippo.sweep.rows import SELECTED
 from clippo.tasks import Task, task_named
 from clippo.tasks.base import Part, Row
 from clippo.train.checkpoint import load_policy, weights_of
-from clippo.train.ray_train import Shared, load_shared
+from clippo.train.shared import Shared, load_shared
 
 PICTURES = 24
 QUERIES, FIRST = 4, 8  # rankings of a set that are shown, and pictures of each

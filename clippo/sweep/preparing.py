@@ -11,7 +11,7 @@ from clippo.config import SweepConfig
 from clippo.prepared import Location, prepare
 from clippo.results import ResultStore
 from clippo.results.spooled import WORKER_PATIENCE
-from clippo.train.ray_train import Shared
+from clippo.train.shared import Shared
 
 
 def prepared_for(config: SweepConfig, store: ResultStore, console: Console, *, workers: int) -> Shared:

@@ -16,7 +16,7 @@ from clippo.model import policy_of
 from clippo.prepared import Location, prepare
 from clippo.sweep.cost import Speed
 from clippo.train import TrialSettings, fit
-from clippo.train.ray_train import Shared, load_shared
+from clippo.train.shared import Shared, load_shared
 
 STEPS = 8
 PICTURES = (4, 32, 128)

@@ -19,7 +19,8 @@ from clippo.sweep.contenders import Contenders
 from clippo.train import TrialSettings
 from clippo.train.logs import log_as
 from clippo.train.loop import FAILURE, UNFINISHED
-from clippo.train.ray_train import Job, Shared, run_trial
+from clippo.train.ray_train import Job, run_trial
+from clippo.train.shared import Shared
 
 logger = logging.getLogger(__name__)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import logging
 import os
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import ray
@@ -33,16 +30,15 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from clippo.config import ModelConfig, TrainConfig
 from clippo.errors import ClippoError, StoreError, TrialError
 from clippo.evaluate import Counts
-from clippo.model import ClipModel, load_clip, policy_of
-from clippo.prepared import Location, PreparedSet, fetch, open_prepared, text_features
+from clippo.model import policy_of
 from clippo.train.checkpoint import STATE, Checkpoints
 from clippo.train.logs import log_as, logged
 from clippo.train.loop import FAILURE, fit
 from clippo.train.measure import WorthTesting, all_variants, evaluate_reference
-from clippo.train.step import Frozen, TrialSettings
+from clippo.train.shared import Shared, device_of, give_back_memory, load_shared
+from clippo.train.step import TrialSettings
 
 logger = logging.getLogger(__name__)
 
@@ -59,23 +55,6 @@ NOTICE_S = 2.0  # how often Ray is asked whether a machine of the trial is about
 MAX_LOSSES = 10  # of workers, without a notice of Ray's; with more it is the trial that kills them
 READ_S = 0.5  # in which a report that was taken from the workers is on its way to Tune
 KEEP_S = 20.0  # how long a trial that gets other workers waits for a checkpoint of those that it has
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """What all trials of a sweep share; each process loads it once.
-
-    Attributes:
-        prepared: name of the prepared set.
-        location: where it is kept, and where this node maps it from.
-        on_gpu: whether trials run on GPUs; Ray shows them to processes that have not asked for one, too.
-    """
-
-    model: ModelConfig
-    train: TrainConfig
-    prepared: str
-    location: Location
-    on_gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,17 +253,6 @@ class _Leaving:
         return frozenset({(here, draining[here])} if here in draining else ())
 
 
-def give_back_memory() -> None:
-    """Gives the system the memory that earlier trials of this process have freed.
-
-    glibc keeps it for each thread apart, and every trial has a thread of its own: that was a gigabyte a trial
-    for ViT-B-32.
-    """
-    gc.collect()
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _train_worker(config: dict[str, Any]) -> None:
     give_back_memory()
     job: Job = config["job"]
@@ -292,7 +260,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     clip, prepared, frozen = load_shared(job.shared)
     local: bool = config["local"]
-    device = _device(job.shared) if local else ray.train.torch.get_device()
+    device = device_of(job.shared) if local else ray.train.torch.get_device()
     report = ray.tune.report if local else _report
     if local or ray.train.get_context().get_world_rank() == 0:
         report = logged(report)
@@ -325,22 +293,4 @@ def _measure_reference(shared: Shared) -> list[Counts]:
     torch.set_num_threads(1)
     clip, prepared, frozen = load_shared(shared)
     policy = policy_of(clip, shared.model.trainable)
-    return evaluate_reference(policy, prepared, frozen, shared.train, _device(shared))
-
-
-def _device(shared: Shared) -> torch.device:
-    return torch.device("cuda" if shared.on_gpu and torch.cuda.is_available() else "cpu")
-
-
-@lru_cache(maxsize=1)
-def load_shared(shared: Shared) -> tuple[ClipModel, PreparedSet, Frozen]:
-    """The model, the prepared set and the text features; a process that runs many trials loads them once."""
-    clip = load_clip(shared.model.name, shared.model.pretrained)
-    prepared = open_prepared(fetch(shared.prepared, shared.location))
-    templates = prepared.templates_per_class(shared.model.prompt)
-    text_CD = text_features(clip, prepared.classes, templates, shared.location)
-    # What is there now stays; no trial's collection need look at it, which took 0.2 s.
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-    return clip, prepared, Frozen(text_CD, clip.logit_scale)
+    return evaluate_reference(policy, prepared, frozen, shared.train, device_of(shared))

@@ -502,6 +502,7 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("trials", [10, 5000])
 def test_it_opens_in_two_seconds(browser: Browser, tmp_path: Path, trials: int) -> None:
     sweep = make_sweep(trials)
@@ -511,7 +512,7 @@ def test_it_opens_in_two_seconds(browser: Browser, tmp_path: Path, trials: int) 
     )
     assert path.stat().st_size < 10e6
     took = []
-    for _ in range(3):  # the machine may be busy with something else
+    for _ in range(10):  # the machine may be busy with something else
         opened = visit(browser, path)
         opened.page.wait_for_selector(opened.chart("front"))
         took.append(opened.page.evaluate("performance.now()") / 1000)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import S3Server
 from tests.integration.nodes import RayCluster, ray_cluster
+from tests.integration.test_elastic import awaited
 from tests.test_doctor import findings
 
 pytestmark = pytest.mark.timeout(600)
@@ -25,17 +26,6 @@ def test_the_doctor_has_a_worker_come_and_checks_it(s3_env: S3Server) -> None:
     results = ("--results", f"s3://{s3_env.bucket}/rest")
     with ray_cluster(s3_env, autoscaled=True) as cluster:
         assert cluster.workers() == 0
-        # None comes so soon; it is told before the one that was asked for is there.
-        status, found, printed = rows(cluster, *results, *AT_REST, "3", "--worker-wait", "0.1")
-        assert status == 2, printed
-        state, detail = found["a worker"]
-        assert state == "problem"
-        assert (
-            "no worker with 1 CPU came up in 0.1 s: nothing of workers was checked; see `ray status`"
-            in detail
-        )
-        assert [name for name, (state, _) in found.items() if state == "problem"] == ["a worker"]
-
         status, found, printed = rows(cluster, *results, "--autoscaling", "--concurrency", "3")
         assert status == 0, printed
         assert "a worker: none is up; waiting for one with 1 CPU, at most 600 s" in printed
@@ -53,6 +43,18 @@ def test_the_doctor_has_a_worker_come_and_checks_it(s3_env: S3Server) -> None:
         assert "error: 5 trials at once x 1 CPU are 5 CPU, the cluster may grow to 3; lower" in printed
         assert "exit code 2" in printed
         assert "Traceback" not in printed
+
+        awaited(lambda: cluster.workers() == 0 or None, cluster, "")
+        # None comes so soon; it is told before the one that was asked for is there.
+        status, found, printed = rows(cluster, *results, *AT_REST, "3", "--worker-wait", "0.1")
+        assert status == 2, printed
+        state, detail = found["a worker"]
+        assert state == "problem"
+        assert (
+            "no worker with 1 CPU came up in 0.1 s: nothing of workers was checked; see `ray status`"
+            in detail
+        )
+        assert [name for name, (state, _) in found.items() if state == "problem"] == ["a worker"]
 
 
 def test_no_worker_can_come(s3_env: S3Server) -> None:

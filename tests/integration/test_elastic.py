@@ -21,7 +21,7 @@ from clippo.prepared import Location
 from clippo.results import ResultStore
 from clippo.train import FileCheckpoints, TrialSettings, fit
 from clippo.train.checkpoint import STATE
-from clippo.train.ray_train import Shared, load_shared
+from clippo.train.shared import Shared, load_shared
 from tests.conftest import S3Server, free_ports
 from tests.integration.nodes import RayCluster
 from tests.integration.test_node_loss import followed
@@ -137,7 +137,7 @@ def test_a_trial_starts_with_what_is_there_grows_and_shrinks_to_the_same_result(
 
 @pytest.mark.parametrize(
     ("workers", "epochs", "deadlines"),
-    [(0, 12, (600, 40)), pytest.param(2, 24, (600, 40, 1), marks=pytest.mark.soak)],
+    [(0, 24, (600, 40)), pytest.param(2, 24, (600, 40, 1), marks=pytest.mark.soak)],
 )
 def test_a_drained_machine_keeps_what_it_has_trained(
     workers: int, epochs: int, deadlines: Sequence[int], cluster: RayCluster, s3_env: S3Server, tmp_path: Path

@@ -28,6 +28,7 @@ def server(_own_server: OwnS3Server, monkeypatch: pytest.MonkeyPatch) -> OwnS3Se
         monkeypatch.delenv(name)
     for name, value in _own_server.environment().items():
         monkeypatch.setenv(name, value)
+    _own_server.wait()  # the test before may have started it anew
     return _own_server
 
 

@@ -27,7 +27,8 @@ from clippo.tasks import GenderTask, objectives_of
 from clippo.tasks.base import PairTable, Part, TrainRows, joined_name
 from clippo.tasks.group_parts import MeasuredSet
 from clippo.train import FileCheckpoints, TrialSettings, fit
-from clippo.train.ray_train import Shared, load_shared, measure_reference
+from clippo.train.ray_train import measure_reference
+from clippo.train.shared import Shared, load_shared
 from sweeps.gender_sweep import gender_sweep
 from tests.data.test_group_sets import fairface, released_vl_bias
 

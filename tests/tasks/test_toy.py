@@ -29,7 +29,8 @@ from clippo.sweep.rows import Scorer, TrialRows, finished_trials
 from clippo.sweep.stored import stored
 from clippo.tasks import TASKS, Task, resolved
 from clippo.train import TrialSettings, fit, measure
-from clippo.train.ray_train import Shared, load_shared, measure_reference
+from clippo.train.ray_train import measure_reference
+from clippo.train.shared import Shared, load_shared
 from tests.tasks.toy import SquaresTask
 
 NAME = "squares"

@@ -10,7 +10,7 @@ PROGRAM = """
 import threading
 from pathlib import Path
 import torch
-from clippo.train.ray_train import give_back_memory
+from clippo.train.shared import give_back_memory
 
 def held():
     return 4096 * int(Path("/proc/self/statm").read_text().split()[1]) >> 20
@@ -46,7 +46,8 @@ import ray
 from clippo.config import ModelConfig, TrainConfig
 from clippo.errors import ClippoError
 from clippo.prepared import Location
-from clippo.train.ray_train import Shared, measure_reference
+from clippo.train.ray_train import measure_reference
+from clippo.train.shared import Shared
 
 ray.init("local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
 shared = Shared(
