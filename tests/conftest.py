@@ -31,7 +31,7 @@ from clippo.train.step import Frozen
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
-_given: set[int] = set()  # ports whose user has not begun to listen, or is down
+_given: set[int] = set()  # ports that were given; their user may not listen yet, or be down
 
 
 class S3Server(NamedTuple):

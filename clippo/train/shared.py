@@ -48,7 +48,7 @@ def load_shared(shared: Shared) -> tuple[ClipModel, PreparedSet, Frozen]:
 
 
 def device_of(shared: Shared) -> torch.device:
-    """Where this process trains and measures."""
+    """Where a trial in its own process trains, and where the reference is measured."""
     return torch.device("cuda" if shared.on_gpu and torch.cuda.is_available() else "cpu")
 
 

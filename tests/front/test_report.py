@@ -512,7 +512,7 @@ def test_it_opens_in_two_seconds(browser: Browser, tmp_path: Path, trials: int) 
     )
     assert path.stat().st_size < 10e6
     took = []
-    for _ in range(10):  # the machine may be busy with something else
+    for _ in range(3):  # the machine may be busy with something else
         opened = visit(browser, path)
         opened.page.wait_for_selector(opened.chart("front"))
         took.append(opened.page.evaluate("performance.now()") / 1000)

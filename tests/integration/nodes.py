@@ -139,7 +139,7 @@ class RayCluster:
             try:
                 answer = self._asked(f"/api/v0/{what}?limit=10000&detail=true")
                 found: list[dict[str, Any]] = answer["data"]["result"]["result"]
-            except (OSError, TypeError) as error:  # it is busy; a refusal has no result
+            except (OSError, TypeError, ValueError) as error:  # it is busy; a refusal has no result
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()
                 if pause is None:
