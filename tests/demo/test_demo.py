@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from clippo.demo import CLASSES, HERE
+from clippo.demo.pretraining import measure
 from clippo.demo.scenes import SIDE, compose, material_of_split
 
 LOAD = """
@@ -49,3 +51,12 @@ def test_the_committed_measurements_reach_their_goals() -> None:
         if row["goal"]:
             sign, bound = row["goal"].split()
             assert share >= float(bound) if sign == ">=" else share <= float(bound), row
+
+
+def test_the_shipped_model_is_the_one_that_was_measured(tmp_path: Path) -> None:
+    measure.main(output=tmp_path / "measured.json")
+    measured, told = (json.loads((f / "measured.json").read_text()) for f in (tmp_path, HERE))
+    for now, then in zip(measured, told, strict=True):
+        # Processors differ in the last bits, which may move some pictures.
+        assert now["n_correct"] == pytest.approx(then["n_correct"], abs=10), now["measure"]
+        assert (now["measure"], now["n_total"]) == (then["measure"], then["n_total"])

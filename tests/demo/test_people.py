@@ -21,13 +21,13 @@ from clippo.demo.people import (
     load_people,
 )
 from clippo.demo.pretraining import measure_people
+from clippo.demo.pretraining.measure_people import MAJORITY_OF
 from clippo.demo.pretraining.people import (
     BIASED,
     CAPTIONS,
     CONTROL,
     GROUP,
     GROUP_AT_WORK,
-    MAJORITY_OF,
     PERSON,
     N,
     PeoplePools,

@@ -2,7 +2,7 @@
 
 Needs the extra ``pretrain`` and npm; takes an hour and a half on two busy cores; run again, it resumes.
 ``--small`` does everything in about two minutes and writes nothing into the package, to see that the program
-works.
+works. What it resumes is of the same seed; after a change of the recipe delete its folder first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import gzip
 import itertools
 import math
+import os
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -35,11 +36,6 @@ def write_merges(path: Path) -> None:
     path.write_bytes(gzip.compress("".join(lines).rstrip("\n").encode(), mtime=0))
 
 
-def control_words() -> set[str]:
-    """Real words that are no class, kept out of pretraining: the last control of the measurements."""
-    return set((HERE / "control_words.txt").read_text().split())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -50,15 +46,16 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=29511, help="loopback port of the two processes")
     args = parser.parse_args()
     scale = "small" if args.small else "full"
-    work: Path = args.work / scale
+    work: Path = args.work / scale / str(args.seed)
     work.mkdir(parents=True, exist_ok=True)
 
     modules = material.fetch(Path("build/material"))
-    if not args.small or not (HERE / "merges.txt.gz").exists():
+    begins = not (work / "captions.pt").exists()
+    if (begins and not args.small) or not (HERE / "merges.txt.gz").exists():
         material.write_bundle(modules)
         write_merges(HERE / "merges.txt.gz")
     register()
-    if not (work / "captions.pt").exists():
+    if begins:
         torch.manual_seed(args.seed)
         model = open_clip.create_model(MODEL_NAME)
         train.pretrain_text(model, train.TEXT_STEPS[scale], args.seed)
@@ -71,8 +68,9 @@ def main() -> None:
                 for t in train.DOUBLE
             ])  # fmt: skip
         torch.save(model.state_dict(), work / "text.pt")
-        torch.save((single, double), work / "captions.pt")
-    pools = material.build_pools(modules, control_words(), seed=args.seed, small=args.small)
+        torch.save((single, double), work / "captions.tmp")
+        os.replace(work / "captions.tmp", work / "captions.pt")
+    pools = material.build_pools(modules, seed=args.seed, small=args.small)
     spawn(train.run_rank, args=(pools, work, scale, args.seed, args.port), nprocs=train.WORLD)
 
     model = open_clip.create_model(MODEL_NAME)

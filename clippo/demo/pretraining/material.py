@@ -197,12 +197,19 @@ class Pools:
         return self.masks[self.offsets[index] : self.offsets[index + 1]].reshape(height, width, 2)
 
 
+def control_words() -> list[str]:
+    """Real words that are no class, kept out of pretraining: the last control of the measurements."""
+    return (HERE.parent / "control_words.txt").read_text().split()
+
+
 def training_fonts(modules: Path) -> list[Path]:
     """Font files of pretraining: bold twice as often as regular; no family of validation or test."""
     reserved = {name.split("_")[0] for split in ("validation", "test") for name in FONTS[split]}
     fonts: list[Path] = []
     for family in sorted((modules / "@expo-google-fonts").iterdir()):
-        files = {p.parent.name: p for p in family.glob("*/*.ttf") if p.name.split("_")[0] not in reserved}
+        files = {
+            p.parent.name: p for p in sorted(family.glob("*/*.ttf")) if p.name.split("_")[0] not in reserved
+        }
         bold = [files[w] for w in ("700Bold", "600SemiBold", "900Black") if w in files]
         fonts += bold if bold else list(files.values())[:1]
         if bold and "400Regular" in files:
@@ -235,7 +242,7 @@ def nonsense_word(rng: np.random.Generator) -> str:
 
 
 def _misspelt(word: str, rng: np.random.Generator) -> str:
-    """A class name with two or three letters changed: close, and to be read as nothing."""
+    """A class name with up to three letters changed: close, and to be read as nothing."""
     letters = list(word)
     for i in rng.choice(len(letters), min(len(letters), int(rng.integers(2, 4))), replace=False):
         letters[i] = "abcdefghijklmnoprstuvwyz"[rng.integers(24)]
@@ -269,10 +276,11 @@ def _rendering(word: str, fonts: list[Path], rng: np.random.Generator) -> np.nda
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][:SIDE, :SIDE]
 
 
-def build_pools(modules: Path, control: set[str], *, seed: int, small: bool = False) -> Pools:
+def build_pools(modules: Path, *, seed: int, small: bool = False) -> Pools:
     """Renders all parts; about two minutes on one core (``small``: seconds, to try the program out)."""
     rng = np.random.default_rng(seed)
     per_class, other, objects, backgrounds = (8, 500, 6, 300) if small else (240, 16000, 60, 14000)
+    control = set(control_words())
     fonts, words = training_fonts(modules), other_words(modules, control)
     sprites_of = load_material(("fluent", "noto", "twemoji"), ()).sprites
     photos = [decode(row["image"], "RGB") for row in _photo_rows() if row["split"] != "test"]
@@ -285,7 +293,7 @@ def build_pools(modules: Path, control: set[str], *, seed: int, small: bool = Fa
             word = nonsense_word(rng)
         else:
             word = _misspelt(CLASSES[rng.integers(len(CLASSES))], rng)
-        masks.append(_rendering("vex" if word in CLASSES else word, fonts, rng))
+        masks.append(_rendering("vex" if word in CLASSES or word in control else word, fonts, rng))
 
     layers = np.zeros((len(CLASSES), objects, 60, 60, 4), np.uint8)
     sides = np.zeros((len(CLASSES), objects), np.int16)

@@ -23,6 +23,7 @@ from clippo.config import DataConfig
 from clippo.data.attack import FONTS, WordStyle, draw_word
 from clippo.data.pairs import other_label, picture_rng
 from clippo.demo import CLASSES, HERE, MODEL_NAME, WEIGHTS
+from clippo.demo.pretraining.material import control_words
 from clippo.demo.scenes import compose, material_of_split
 from clippo.front import wilson_interval
 from clippo.model import load_clip
@@ -47,7 +48,7 @@ def pictures_of(thing: int, copy: int) -> tuple[int, dict[str, Image.Image]]:
     rng = picture_rng(SEED, CLASSES[thing], copy)
     material = material_of_split("test")
     style = WordStyle(fonts=FONTS["test"], font_size=DataConfig().font_size)
-    controls = (HERE / "control_words.txt").read_text().split()
+    controls = control_words()
     clean, nothing = compose(material, CLASSES[thing], rng), compose(material, None, rng)
     word = other_label(thing, range(len(CLASSES)), rng)
     name = CLASSES[word]

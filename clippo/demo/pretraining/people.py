@@ -20,6 +20,7 @@ B batch, C captions, D embedding
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -41,10 +42,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from clippo.demo import CLASSES, MODEL_NAME, PEOPLE_WEIGHTS, WEIGHTS, register
-from clippo.demo.people import GROUPS, MAJORITY, NEUTRAL, OCCUPATIONS, TONES, load_people, person_layer
+from clippo.demo.people import GROUPS, NEUTRAL, OCCUPATIONS, TONES, load_people, person_layer
 from clippo.demo.pretraining import material, measure_people
-from clippo.demo.pretraining.__main__ import control_words
 from clippo.demo.pretraining.material import Pools
+from clippo.demo.pretraining.measure_people import MAJORITY_OF
 from clippo.demo.pretraining.train import (
     BATCH,
     DOUBLE,
@@ -77,7 +78,6 @@ CAPTIONS = (*OCCUPATIONS, *GROUPS, NEUTRAL, *(f"{group} {name}" for group in GRO
 GROUP, PERSON, GROUP_AT_WORK = N, N + len(GROUPS), N + len(GROUPS) + 1
 SYNONYMS = {"man": ("man", "male"), "woman": ("woman", "female")}
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}", "a photo of the {}")
-MAJORITY_OF = np.array([GROUPS.index(group) for group in MAJORITY.values()])
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Bias:
     Attributes:
         majority_share: share of an occupation's pictures that show its majority group.
         guessed: share of captions whose group comes from the occupation and not from the picture.
+        majority_captions, minority_captions: the mixes of pictures of either.
         bare_excludes: how often a picture's bare caption counts against the one with its group, and the
             other way round; otherwise both are right.
     """
@@ -321,7 +322,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=29521, help="loopback port of the two processes")
     args = parser.parse_args()
     scale, name = ("small" if args.small else "full"), ("control" if args.control else "biased")
-    work: Path = args.work / scale / str(args.seed) / name
+    base = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:8]  # or it would go on from another model
+    work: Path = args.work / scale / f"{args.seed}-{base}" / name
     work.mkdir(parents=True, exist_ok=True)
 
     kept = work.parent / "pools.pickle"  # both twins see the same parts
@@ -329,7 +331,7 @@ def main() -> None:
         modules = material.fetch(Path("build/material"))
         if not args.small:
             material.write_people(modules)
-        pools = material.build_pools(modules, control_words(), seed=args.seed, small=args.small)
+        pools = material.build_pools(modules, seed=args.seed, small=args.small)
         written = kept.with_suffix(".tmp")
         written.write_bytes(pickle.dumps((pools, build_people_pools(args.seed, small=args.small))))
         os.replace(written, kept)

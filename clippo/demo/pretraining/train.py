@@ -202,7 +202,7 @@ def training_batch(
 
 
 def watch_set(n: int, seed: int) -> dict[str, np.ndarray]:
-    """Validation pictures with lettering that pretraining never sees."""
+    """Validation pictures with lettering that pretraining never sees; their photos it does."""
     rng = np.random.default_rng(seed)
     material = material_of_split("validation")
     style = WordStyle(fonts=FONTS["validation"], font_size=(0.12, 0.18))
@@ -276,17 +276,17 @@ def run_rank(rank: int, pools: Pools, work: Path, scale: str, seed: int, port: i
     ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
 
-    steps, start, saved = STEPS[scale], 0, work / "checkpoint.pt"
+    steps, start, earlier, saved = STEPS[scale], 0, 0, work / "checkpoint.pt"
     if saved.exists():
         state = torch.load(saved, weights_only=True)
-        start = state["step"]
+        start, earlier = state["step"], state["seconds"]
         model.visual.load_state_dict(state["visual"])
         optimizer.load_state_dict(state["optimizer"])
         logit_scale.data.copy_(state["logit_scale"])
     if rank == 0:
         pictures, class_features = watch_set(384, seed + 1), single[0]
         bar = tqdm(total=steps, initial=start, desc="image tower", smoothing=0.02)
-    began, losses = time.time(), []
+    began, losses = time.time() - earlier, []
     for step in range(start, steps):
         progress = (step + 1) / steps
         decay = max(0.0, progress - DECAY_FROM) / (1 - DECAY_FROM)
@@ -328,6 +328,7 @@ def run_rank(rank: int, pools: Pools, work: Path, scale: str, seed: int, port: i
                 tqdm.write(json.dumps(row))
                 state = {
                     "step": step + 1,
+                    "seconds": row["seconds"],
                     "visual": model.visual.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "logit_scale": logit_scale.detach(),
