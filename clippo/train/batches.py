@@ -17,8 +17,8 @@ from clippo.errors import ConfigError
 from clippo.prepared import Inputs, PreparedSet
 from clippo.train.step import Batch, Frozen, Layout, among
 
-SEVERAL = 16  # batches whose columns are fetched at once: the calls take longer than the copies
-FETCHED = 2**20  # bytes that are fetched at once, if a batch has fewer
+SEVERAL = 64  # batches whose columns are fetched at once: the calls take longer than the copies
+FETCHED = 2**23  # bytes that are fetched at once, if a batch has fewer
 
 
 @dataclass(frozen=True)

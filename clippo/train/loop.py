@@ -14,7 +14,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from clippo.config import TrainConfig
 from clippo.errors import DivergedError
@@ -70,8 +69,8 @@ class _Tuning:
     def weights(self) -> Weights:
         return {n: w.detach() for n, w in self.policy.trainable_weights().items()}
 
-    def epoch(self, epoch: int, skipped: int = 0) -> Iterator[tuple[Tensor, float]]:
-        """Trains for an epoch; after each step the loss of the batch and the seconds that it was waited for.
+    def epoch(self, epoch: int, skipped: int = 0) -> Iterator[tuple[tuple[float, float, float], float]]:
+        """Trains for an epoch; after each step its numbers, and the seconds that the batch was waited for.
 
         Raises:
             DivergedError: the loss became NaN or infinite.
@@ -88,10 +87,9 @@ class _Tuning:
             rate = self._settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self._total_steps))
             values = self.step(batch, rate)
             self.average.update(self.policy.trainable_weights())
-            now = values.tolist()
-            if not all(map(math.isfinite, now)):
+            if not all(map(math.isfinite, values)):
                 raise DivergedError(
-                    f"the loss became {now[0]} at step {step + 1} of {self._total_steps}; "
+                    f"the loss became {values[0]} at step {step + 1} of {self._total_steps}; "
                     f"lower the learning rate ({self._settings.learning_rate:g}) or beta"
                 )
             yield values, waited
@@ -178,14 +176,14 @@ def fit(
 
     saved = time.monotonic()
     for epoch in range(len(reports), ends_after):
-        step, sums, before, waited = epoch * steps_per_epoch, torch.zeros(3), 0.0, 0.0
+        step, sums, before, waited = epoch * steps_per_epoch, [0.0, 0.0, 0.0], 0.0, 0.0
         if part is not None:
             step, sums, before, waited = (part[n] for n in ("step", "sums", "train_s", "data_s"))
-        part, sums = None, sums.to(device)
+        part = None
         began = time.perf_counter()
         for values, waited_now in tuning.epoch(epoch, skipped=step - epoch * steps_per_epoch):
             step, waited = step + 1, waited + waited_now
-            sums += values
+            sums = [s + v for s, v in zip(sums, values, strict=True)]
             if rank == 0 and is_due():  # all ranks have the same weights and sums
                 spent = time.perf_counter() - began
                 save({"step": step, "sums": sums, "train_s": before + spent, "data_s": waited,
@@ -193,7 +191,7 @@ def fit(
                 saved = time.monotonic()
         for fold in folds:
             waited += sum(waited_now for _, waited_now in fold.epoch(epoch))
-        means = (sums / steps_per_epoch).tolist()
+        means = [s / steps_per_epoch for s in sums]
         spent = time.perf_counter() - began
 
         last = epoch + 1 == ends_after
