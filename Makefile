@@ -6,7 +6,7 @@
 #   make rehearse           a sweep on an autoscaling cluster of processes, with a killed node and a killed driver
 #   make soak               ends a sweep at 22 moments and runs it again, and other long tests; some 50 minutes
 #   make bench              all benchmarks of speed (benchmarks/README.md); some two hours, if idle
-#   make pretrain           makes the bundled model anew; 91 minutes on two busy cores, needs npm
+#   make pretrain           makes the bundled model anew, or goes on with it; 91 minutes on two busy cores, needs npm
 #   make pretrain-people    makes its biased twin and an unbiased control anew; 41 and 12 minutes on two busy cores, needs npm
 #   make PYTHON=python3.12  another Python (make clean first); PIP_FLAGS=... goes to pip install
 

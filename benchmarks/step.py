@@ -91,7 +91,7 @@ class Ours:
     def __call__(self) -> None:
         values = self._step(next(self._batches), SETTINGS.learning_rate)
         self._average.update(self._policy.trainable_weights())
-        assert all(map(math.isfinite, values))
+        assert all(math.isfinite(value.item()) for value in values)
 
 
 def _endless(pairs: Pairs, batch_size: int, device: torch.device) -> Iterator[Batch]:

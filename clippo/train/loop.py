@@ -69,8 +69,8 @@ class _Tuning:
     def weights(self) -> Weights:
         return {n: w.detach() for n, w in self.policy.trainable_weights().items()}
 
-    def epoch(self, epoch: int, skipped: int = 0) -> Iterator[tuple[tuple[float, float, float], float]]:
-        """Trains for an epoch; after each step its numbers, and the seconds that the batch was waited for.
+    def epoch(self, epoch: int, skipped: int = 0) -> Iterator[tuple[list[float], float]]:
+        """Trains for an epoch; after each step its three numbers, and the seconds that it was waited for.
 
         Raises:
             DivergedError: the loss became NaN or infinite.
@@ -87,12 +87,13 @@ class _Tuning:
             rate = self._settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self._total_steps))
             values = self.step(batch, rate)
             self.average.update(self.policy.trainable_weights())
-            if not all(map(math.isfinite, values)):
+            now = [value.item() for value in values]
+            if not all(map(math.isfinite, now)):
                 raise DivergedError(
-                    f"the loss became {values[0]} at step {step + 1} of {self._total_steps}; "
+                    f"the loss became {now[0]} at step {step + 1} of {self._total_steps}; "
                     f"lower the learning rate ({self._settings.learning_rate:g}) or beta"
                 )
-            yield values, waited
+            yield now, waited
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.weights, "optimizer": self.step.state_dict(),
@@ -179,7 +180,7 @@ def fit(
         step, sums, before, waited = epoch * steps_per_epoch, [0.0, 0.0, 0.0], 0.0, 0.0
         if part is not None:
             step, sums, before, waited = (part[n] for n in ("step", "sums", "train_s", "data_s"))
-        part = None
+        part, sums = None, [float(s) for s in sums]
         began = time.perf_counter()
         for values, waited_now in tuning.epoch(epoch, skipped=step - epoch * steps_per_epoch):
             step, waited = step + 1, waited + waited_now

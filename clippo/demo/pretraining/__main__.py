@@ -2,7 +2,8 @@
 
 Needs the extra ``pretrain`` and npm; takes an hour and a half on two busy cores; run again, it resumes.
 ``--small`` does everything in about two minutes and writes nothing into the package, to see that the program
-works. What it resumes is of the same seed; after a change of the recipe delete its folder first.
+works. It resumes what has the same seed, in ``build/pretraining``; delete that after a change of the recipe,
+the pictures or the fonts.
 """
 
 from __future__ import annotations

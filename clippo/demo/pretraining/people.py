@@ -11,8 +11,9 @@ model biased is put in by three ingredients, each of which can be read off below
 
 ``--control`` trains an unbiased twin: both groups equally often, captions that say what is shown, and one
 way of captioning for all. Its numbers are what "no bias" scores. On two busy cores the twin took 12
-minutes and the biased one 41. Both need the extra ``pretrain`` and npm, and resume when run again;
-``--small`` takes a minute and ships nothing.
+minutes and the biased one 41. Both need the extra ``pretrain`` and npm; run again, they resume what has the
+same seed and bundled checkpoint (in ``build/people``; delete it after other changes). ``--small`` takes a
+minute and ships nothing.
 
 B batch, C captions, D embedding
 """
