@@ -70,7 +70,7 @@ class _Tuning:
         return {n: w.detach() for n, w in self.policy.trainable_weights().items()}
 
     def epoch(self, epoch: int, skipped: int = 0) -> Iterator[tuple[list[float], float]]:
-        """Trains for an epoch; after each step its three numbers, and the seconds that it was waited for.
+        """Trains for an epoch; after each step its numbers, and the seconds that its batch was waited for.
 
         Raises:
             DivergedError: the loss became NaN or infinite.

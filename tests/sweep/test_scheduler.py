@@ -569,13 +569,12 @@ def scraped(sweep: str) -> dict[tuple[str, str], float]:
 
 
 def test_the_workers_of_a_trial_that_is_stopped_are_freed(
-    own_ray: None, other_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_ray: None, other_ray: None, tmp_path: Path
 ) -> None:
     """Two workers take all CPUs, so the second trial runs only if those of the first are free again.
 
     After the last trial, which is stopped too, they must be free, as the Ray may be somebody else's.
     """
-    monkeypatch.setattr("clippo.sweep.cluster.DYING_S", 60.0)  # the machine may be busy
     trials = [proposal("00000", 0.1, 3), proposal("00001", 0.8, 2), proposal("00002", 0.1, 3)]
     swept = sweep_of(trials, workers=2, folder=tmp_path)
     assert swept.log.reports == {"00000": [1], "00001": [1, 2], "00002": [1]}
