@@ -77,9 +77,12 @@ def _kept_report(results: str, sweep: str) -> str:
 
 def _sweep_config(presets: Presets, description: str | None) -> SweepConfig:
     """What the flags say, on top of a preset."""
-    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     chosen.add_argument("--preset", default=next(iter(presets)))
-    flags, others = chosen.parse_known_args()
+    try:
+        flags, others = chosen.parse_known_args()
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}: {', '.join(presets)}") from None
     if flags.preset not in presets:
         raise ConfigError(f"--preset is {flags.preset!r}; it must be one of: {', '.join(presets)}")
     default = presets[flags.preset]()

@@ -18,17 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from clippo.config import SEEDS, DataConfig, ModelConfig, SweepConfig, absolute
+from clippo.config import DataConfig, ModelConfig, SweepConfig, absolute, check_seed
 from clippo.errors import ConfigError
 from clippo.evaluate import Counts
 from clippo.evaluate.rankings import RankingTable
 from clippo.front import wilson_interval
 from clippo.front.follow import followed
-from clippo.front.front import CONFIDENCE, Front
+from clippo.front.front import Front
 from clippo.front.measured import of_rankings
 from clippo.front.points import front_of
 from clippo.front.split import Ranked
 from clippo.front.table import print_front, shown_interval
+from clippo.front.uncertainty import CONFIDENCE
 from clippo.process import Console, quiet
 from clippo.results import ResultStore
 
@@ -190,8 +191,7 @@ class EvaluateCommand:
     """Print JSON instead of a table."""
 
     def run(self) -> int:
-        if not 0 <= self.seed < 2**31:
-            raise ConfigError(f"seed is {self.seed}; it must be {SEEDS}")
+        check_seed("seed", self.seed)
         quiet(verbose=False, one_thread=False)
         import torch  # it takes seconds
 
@@ -230,7 +230,7 @@ class EvaluateCommand:
         resampled = "; of rankings from resampled pictures" if "max_skew" in columns else ""
         print(f"in brackets: 90 % intervals (Wilson) from the counts{resampled}")
         if left_out:
-            print(f"{len(left_out)} pictures could not be read, the first: {left_out[0]}", file=sys.stderr)
+            print(f"{len(left_out)} left out, the first: {left_out[0]}", file=sys.stderr)
         return 0
 
 

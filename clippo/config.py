@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,6 @@ from typing import Any, Literal
 from clippo.errors import ConfigError
 
 Range = tuple[float, float]
-SEEDS = "in [0, 2^31)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class DataConfig:
         _require(self.folds == 0 or self.folds >= 2, "data.folds", self.folds, "0 or at least 2")
         _require(self.picture_size >= 0, "data.picture_size", self.picture_size, "at least 0")
         _require(0 <= self.max_unreadable < 1, "data.max_unreadable", self.max_unreadable, "in [0, 1)")
-        _require(0 <= self.split_seed < 2**31, "data.split_seed", self.split_seed, SEEDS)
+        check_seed("data.split_seed", self.split_seed)
         low, high = self.font_size
         _require(0 < low <= high <= 1, "data.font_size", self.font_size, "two shares, 0 < low <= high <= 1")
 
@@ -229,7 +229,7 @@ class SearchConfig:
             _require(getattr(self, name) >= 1, f"search.{name}", getattr(self, name), "at least 1")
         for name in ("confirm", "device_hours", "wall_hours", "patience", "min_gain"):
             _require(getattr(self, name) >= 0, f"search.{name}", getattr(self, name), "at least 0")
-        _require(0 <= self.seed < 2**31, "search.seed", self.seed, SEEDS)
+        check_seed("search.seed", self.seed)
         _require(self.reduction_factor >= 2, "search.reduction_factor", self.reduction_factor, "at least 2")
         _require(
             self.stopping == "none" or self.replicates == 1,
@@ -249,7 +249,8 @@ class SearchConfig:
         ranges = ("beta_dpo", "beta_ipo", "beta_kto", "kl_weight", "learning_rate", "orthogonality", "epochs")
         for name in ranges:
             low, high = getattr(self, name)
-            _require(0 < low <= high, f"search.{name}", (low, high), "a range with 0 < low <= high")
+            finite = 0 < low <= high < math.inf
+            _require(finite, f"search.{name}", (low, high), "a range with 0 < low <= high, both finite")
 
     @property
     def may_stop_after(self) -> int | None:
@@ -344,8 +345,7 @@ def absolute(config: SweepConfig) -> SweepConfig:
     """
 
     def file(name: str) -> str:
-        # A folder that happens to be called like a tag or a ready name is none. Unlike Path's, these are not
-        # upset by what cannot be a path, such as a prompt.
+        # A folder that happens to be called like a tag is none.
         there = os.path.expanduser(name)
         return os.path.realpath(there) if os.path.isfile(there) else name
 
@@ -370,7 +370,7 @@ def absolute(config: SweepConfig) -> SweepConfig:
     )
     pretrained = file(model.pretrained) if model.pretrained else None
     name = place(model.name) if model.name.startswith("local-dir:") else model.name
-    model = replace(model, name=name, pretrained=pretrained, prompt=file(model.prompt))
+    model = replace(model, name=name, pretrained=pretrained)
     return replace(config, data=data, model=model)
 
 
@@ -387,6 +387,15 @@ def digest(*parts: Any) -> str:
     ]
     text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Whether all generators take it.
+
+    Raises:
+        ConfigError: it is out of its bounds.
+    """
+    _require(0 <= seed < 2**31, name, seed, "in [0, 2^31)")
 
 
 def _require(condition: bool, name: str, value: Any, bound: str) -> None:

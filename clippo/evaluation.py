@@ -20,6 +20,7 @@ from torch import Tensor
 from clippo.config import DataConfig
 from clippo.data.group_sets import GROUP_SETS
 from clippo.data.prompts import templates_of
+from clippo.data.typographic_sets import TypographicSet
 from clippo.errors import ConfigError, DataError
 from clippo.evaluate import Counts
 from clippo.evaluate.counts import between, count_predictions, is_attacked
@@ -49,7 +50,8 @@ def evaluate_model(
     class_names: str = "", top_k: int = DataConfig().top_k, groups: tuple[str, ...] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Counts], list[str]]:  # fmt: skip
-    """Counts of a model on a test set, and the pictures that could not be read.
+    """Counts of a model on a test set, and what was left out: first the pictures that could not be read,
+    then files and rows of a published set that are not taken.
 
     Args:
         spec: a set as ``data.test_sets`` takes it: published photos with words on them as they are, any
@@ -68,7 +70,7 @@ def evaluate_model(
         DataError: no picture could be read, or nobody says the groups of the people.
     """
     data = DataConfig(eval_pictures=pictures, font_size=font_size, split_seed=seed, top_k=top_k)
-    measured, parts = _opened(spec, data, class_names, groups)
+    measured, parts, unfit = _opened(spec, data, class_names, groups)
     left_out: dict[str, None] = {}  # in their order; people are in several parts
     done, total = count(1), sum(len(part.pictures) for part in parts)
     counts: list[Counts] = []
@@ -77,22 +79,25 @@ def evaluate_model(
         counts += _counts(clip, measured, part, prompt, batches, left_out)
     if not counts:
         raise DataError(f"{spec} has no picture that can be read; the first is {[*left_out, 'none'][0]}")
-    return counts, list(left_out)
+    reason = "fits no pattern of the set, or its word names the object itself"
+    return counts, [*left_out, *(f"{name}: {reason}" for name in unfit)]
 
 
 def _opened(
     spec: str, data: DataConfig, class_names: str, groups: tuple[str, ...]
-) -> tuple[Pictures, list[Part]]:
-    """The pictures of a set, and the parts that are measured."""
+) -> tuple[Pictures, list[Part], Sequence[str]]:
+    """The pictures of a set, the parts that are measured, and what of a published set is in none of them."""
     if spec.partition(":")[0] in GROUP_SETS:
         if class_names:
             raise ConfigError(f"the concepts of {spec} have names; leave out class_names ({class_names})")
         people = MeasuredSet(spec, "set", data, groups)
-        return people, list(people.parts.values())
+        return people, list(people.parts.values()), ()
     if groups:
         raise ConfigError(f"{spec} is no set of people; leave out groups ({', '.join(groups)})")
     task = TypographicTask(replace(data, test_sets=(f"set={spec}",)), class_names)
-    return task, [task.parts["test/set"]]
+    pictures = task.test_sets["set"].pictures
+    unfit = pictures.left_out if isinstance(pictures, TypographicSet) else ()
+    return task, [task.parts["test/set"]], unfit
 
 
 def _counts(

@@ -22,11 +22,13 @@ from clippo import demo
 from clippo.config import ModelConfig
 from clippo.errors import ConfigError, ModelError, StoreError
 from clippo.evaluate.words import Words
-from clippo.front.counts import CONFIRM, REFERENCE
-from clippo.front.front import Point
+from clippo.front.counts import CONFIRM, REFERENCE, SETTINGS
+from clippo.front.front import PAINT, PREFERENCE, TUNING, Point
+from clippo.front.methods import TUNING_LOSS
 from clippo.front.points import front_of_trial
 from clippo.model import Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
+from clippo.model.usage import described
 from clippo.model.usage import usage as usage_of
 from clippo.prepared.build import weights_digest
 from clippo.results import ResultStore
@@ -97,7 +99,9 @@ def export(
         found = cast(nn.Module, clip.model.visual).load_state_dict(tuned, strict=False)
         assert not found.unexpected_keys, "the names are those of the tower"
     state = {n: w.detach().contiguous().clone() for n, w in clip.model.state_dict().items()}
-    data = save(state, metadata={"clippo": f"{sweep}/{trial_id}/{variant}"})
+    preprocessing = open_clip.get_model_preprocess_cfg(clip.model)
+    wanted = {} if ":" in model.name else described(model.name, model.pretrained, preprocessing)
+    data = save(state, metadata={"clippo": f"{sweep}/{trial_id}/{variant}"} | wanted)
     weights, card = out, out.with_suffix(".md")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +112,7 @@ def export(
             weights, card = folder / "open_clip_model.safetensors", folder / "README.md"
         weights.write_bytes(data)
         place = str(weights.parent if ":" in model.name else weights)
-        usage = usage_of(model.name, model.pretrained, place, open_clip.get_model_preprocess_cfg(clip.model))
+        usage = usage_of(model.name, model.pretrained, place, preprocessing)
         card.write_text(_card(store, sweep, trial, variant, model, usage))
     except OSError as error:
         raise ConfigError(
@@ -176,14 +180,14 @@ def _card(
     points = {(p.trial_id, p.variant): p for p in front.points}
     if variant in ("alpha=1", "t=1"):
         variant = AVERAGED
-    settings = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "batch_size", "seed", "trainable")
+    settings = (*SETTINGS, "batch_size", "trainable")
     own = ":" in model.name or model.name == demo.MODEL_NAME
     base = f"{model.name}, {model.pretrained or ('its own weights' if own else 'random weights')}"
     lines = [
         f"# {base}, {front.words.tuned}",
         "",
         f"Trial `{trial_id}` of sweep `{sweep}`, weights `{variant}`, made with",
-        f"clippo {trial['code_version']} by preference optimisation (Afzali et al., arXiv 2411.08923).",
+        f"clippo {trial['code_version']} by {_method(trial['loss'], variant)}.",
         "",
         "```python",
         usage,
@@ -210,6 +214,13 @@ def _card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _method(loss: str, variant: str) -> str:
+    """How weights were made, as the front calls it, with the paper."""
+    if loss != TUNING_LOSS:
+        return f"{PREFERENCE} (Afzali et al., arXiv 2411.08923)"
+    return f"{PAINT}, Ilharco et al., arXiv 2208.05592" if "=" in variant else TUNING
 
 
 def _licence(model: ModelConfig) -> str:

@@ -13,6 +13,7 @@ from clippo.config import SweepConfig
 from sweeps.typo_sweep import paper_sweep, transform_sweep, typo_sweep
 from tests.conftest import ROOT, clippo
 from tests.data.test_group_sets import released_vl_bias
+from tests.tasks.test_test_sets import rta
 
 
 def typo(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -81,6 +82,9 @@ def test_a_dry_run_of_the_paper_says_what_is_missing_and_runs_nothing(tmp_path: 
     ("flags", "complaint"),
     [
         (["--preset", "papers"], "must be one of: demo, transform, paper"),
+        (["--preset"], "argument --preset: expected one argument: demo, transform, paper"),
+        (["--learning-rate", "1e-5", "inf"], "search.learning_rate is (1e-05, inf); it must be a range"),
+        (["--folds", "3"], "data.folds is 3; the task typographic has no use for it"),
         (["--seed", "x"], "x"),
         (["--seed", "-1"], "search.seed is -1; it must be in [0, 2^31)"),
         (["--split-seed", "-1"], "data.split_seed is -1; it must be in [0, 2^31)"),
@@ -107,6 +111,22 @@ def test_evaluate_prints_counts_with_intervals() -> None:
     wrong = clippo("evaluate", "--data", "rta-100:/nowhere")
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
+
+
+def test_evaluate_tells_what_of_a_published_set_is_left_out(tmp_path: Path) -> None:
+    photos = rta(tmp_path / "photos")
+    (photos / "label=cat_text=hat.png").write_bytes(b"no picture")
+    (photos / "notes.txt").touch()
+    flags = ["--data", f"rta-100:{photos}"]
+    as_json = clippo("evaluate", *flags, "--json")
+    assert as_json.returncode == 0, as_json.stderr
+    told = json.loads(as_json.stdout)
+    assert [s["n_total"] for s in told["sets"]] == [4]
+    unreadable, unfit = told["left_out"]
+    assert unreadable.startswith("label=cat_text=hat.png: ")
+    assert unfit == "notes.txt: fits no pattern of the set, or its word names the object itself"
+    shown = clippo("evaluate", *flags)
+    assert (shown.returncode, shown.stderr) == (0, f"2 left out, the first: {unreadable}\n")
 
 
 def test_evaluate_ranks_people() -> None:

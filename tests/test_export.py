@@ -1,6 +1,7 @@
 """What is exported is what was measured: open_clip loads it and gives the trial's own predictions."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -142,6 +143,26 @@ def test_a_transform_is_folded_into_the_projections(
     stored = counts_in_store(store, "map", "00000", variant)
     assert stored.keys() >= VALIDATION
     assert {name: found[name] for name in stored} == stored
+    orthogonality = row_of(transform_sweep, "00000")["orthogonality"]
+    assert f"\n- orthogonality: {orthogonality}\n" in written.card.read_text()
+    assert orthogonality > 0
+
+
+@pytest.mark.parametrize(
+    ("trial", "alpha", "method"),
+    [
+        ("00001", 0.5, "preference optimisation (Afzali et al., arXiv 2411.08923)"),
+        ("cross_entropy", None, "cross-entropy tuning"),
+        ("cross_entropy", 1.0, "cross-entropy tuning"),
+        ("cross_entropy", 0.5, "PAINT (interpolated), Ilharco et al., arXiv 2208.05592"),
+    ],
+)
+def test_the_card_says_by_which_method(
+    trial: str, alpha: float | None, method: str, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    store = ResultStore(str(finished[0]))
+    card = export(store, "four", trial, tmp_path / "model.safetensors", alpha=alpha).card.read_text()
+    assert f" by {method}.\n" in card
 
 
 @pytest.mark.parametrize(
@@ -150,6 +171,7 @@ def test_a_transform_is_folded_into_the_projections(
         ("99999", {}, "its trials are: 00000, 00001"),
         ("00000", {"power": 1.0}, "no weights 't=1'"),
         ("00000", {"variant": "best"}, "no weights 'best'"),
+        ("00000", {"alpha": math.nan}, "no weights 'alpha=nan'"),
         ("00000", {"variant": "last", "alpha": 0.5}, "exclude each other"),
     ],
 )

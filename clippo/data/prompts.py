@@ -45,6 +45,14 @@ _SHORT_NAMES = {
 }
 
 
+def _plain(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name.casefold())
+
+
+_NAMES = {_plain(name): name for name in READY_TEMPLATES}
+_NAMES |= {_plain(short): name for short, name in _SHORT_NAMES.items()}
+
+
 def templates_of(prompt: str) -> tuple[str, ...]:
     """The templates that a prompt stands for, each with one ``{}`` in the place of the class name.
 
@@ -64,14 +72,12 @@ def templates_of(prompt: str) -> tuple[str, ...]:
     """
     if "{}" in prompt:
         return tuple(_checked(line, "the prompt") for line in prompt.split("\n"))
-    names = {_plain(name): name for name in READY_TEMPLATES}
-    names |= {_plain(short): name for short, name in _SHORT_NAMES.items()}
-    if name := names.get(_plain(prompt)):
+    if name := _NAMES.get(_plain(prompt)):
         return _ready(READY_TEMPLATES[name])
     path = os.path.expanduser(prompt)
     if os.path.isfile(path):  # unlike Path's, it is not upset by what cannot be a path
         return _of_file(Path(path))
-    near = {names[n]: None for n in difflib.get_close_matches(_plain(prompt), names, n=3)}
+    near = {_NAMES[n]: None for n in difflib.get_close_matches(_plain(prompt), _NAMES, n=3)}
     choice = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(READY_TEMPLATES)}"
     raise ConfigError(
         f"prompt {prompt!r} is no file, no name of ready templates ({choice}), "
@@ -79,8 +85,17 @@ def templates_of(prompt: str) -> tuple[str, ...]:
     )
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[-_\s]", "", name.casefold())
+def without_file(prompt: str) -> str:
+    """The same prompt for other machines and later runs: instead of a file the templates that are in it.
+
+    Raises:
+        ConfigError: as `templates_of`.
+
+    >>> without_file("pets"), without_file("a photo of a {}")
+    ('pets', 'a photo of a {}')
+    """
+    templates = templates_of(prompt)
+    return prompt if "{}" in prompt or _plain(prompt) in _NAMES else "\n".join(templates)
 
 
 def _ready(value: str) -> tuple[str, ...]:

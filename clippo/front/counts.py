@@ -2,7 +2,8 @@
 
 Rows become columns here, since a sweep of 5,000 trials has 60,000 points and a million evaluations.
 
-Shapes: P points, S evaluation sets, C curves, A steps of a curve, M objectives, L rankings, R draws.
+Shapes: P points, S evaluation sets, C curves, A steps of a curve, M objectives, L rankings, R rows (a trial's
+variant of its weights).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ RANKING_COLUMNS = (
     "majority",
 )  # fmt: skip
 SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "orthogonality", "epochs", "seed")
+"""The settings that have a column of their own; others are in params_json."""
 TRIAL_COLUMNS = (
     "sweep", "trial_id", "attempt", "status", "checkpoint_uri", "device_s", "params_json", *SETTINGS,
 )  # fmt: skip
@@ -115,10 +117,12 @@ class CountTable:
         numbers = {}
         for kind, columns in sorted(by_kind.items()):
             total = self.total_PS[:, columns].sum(axis=1)
-            numbers[f"{kind}_accuracy"] = self.correct_PS[:, columns].sum(axis=1), total
-            if kind.startswith("attacked"):
+            name = f"{kind}_accuracy"
+            if kind.split("/")[0] == "attacked":
                 which = kind.removeprefix("attacked")
+                name = f"robust_accuracy{which}"
                 numbers[f"attack_success_rate{which}"] = self.fooled_PS[:, columns].sum(axis=1), total
+            numbers[name] = self.correct_PS[:, columns].sum(axis=1), total
         return numbers
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from clippo.front.hypervolume import hypervolume
 from clippo.front.pareto import best_of, pareto_mask
 from clippo.front.split import SplitCounts
 from clippo.front.uncertainty import (
+    CONFIDENCE,
     Array,
     cross_hypervolumes,
     front_probability,
@@ -26,7 +28,7 @@ from clippo.front.uncertainty import (
 )
 
 HV_REFERENCE_POINT = (0.0, 0.0)
-DEVIATE = 1.645  # of a 90 % interval
+DEVIATE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # of the intervals
 BEYOND_DOUBT = 6.0  # standard deviations off the front at which a point counts as dominated undrawn
 MOST_DRAWN = 1000  # points of one front; of a large sweep only the closest, to stay quick
 DRAWS, HV_DRAWS = 1000, 200
@@ -187,7 +189,7 @@ class Volumes:
         return value, hypervolume_interval(min(value, lowest), max(value, highest), draws)
 
 
-def interval_of(split: SplitCounts, noise: Noise, confidence: float = 0.9) -> tuple[Array, Array]:
+def interval_of(split: SplitCounts, noise: Noise, confidence: float = CONFIDENCE) -> tuple[Array, Array]:
     """The limits of the gains, (P, M) each, from counts, rankings and the spread of the seeds."""
     limits = [
         widened(value_P, interval, sd_P, noise.dof, confidence)

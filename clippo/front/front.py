@@ -12,8 +12,8 @@ import numpy as np
 from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.words import Words
 from clippo.front.counts import REFERENCE, STOPPED_AFTER
+from clippo.front.uncertainty import CONFIDENCE
 
-CONFIDENCE = 0.9
 MIN_RETENTION, CHANCE = 0.98, 0.9
 """What the recommended point must keep, unless the user says otherwise, and how surely."""
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from clippo.evaluate.objectives import RETENTION
 from clippo.evaluate.rankings import resamples
 from clippo.front.counts import CountTable
-from clippo.front.front import CONFIDENCE, Measured
+from clippo.front.front import Measured
 from clippo.front.split import SPREAD_DRAWS, Ranked, SplitCounts
-from clippo.front.uncertainty import Array, wilson_interval
+from clippo.front.uncertainty import CONFIDENCE, Array, wilson_interval
 
 
 def numbers_of(

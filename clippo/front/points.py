@@ -3,6 +3,9 @@
 A trial offers one point for each variant of its weights; the untouched model is a point of its own. Points
 are compared and chosen on validation pictures, which the search saw; the test numbers beside them only report
 what came of it.
+
+Shapes: P points, the first of them the untouched model; M objectives, which are the gain of the goal and
+retention; K settings that were run.
 """
 
 from __future__ import annotations

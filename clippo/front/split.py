@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from clippo.errors import ConfigError
 from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.rankings import DIGITS, RankingTable, resamples
-from clippo.front.uncertainty import Array, Interval, accuracy_at, retention_interval, wilson_interval
+from clippo.front.uncertainty import (
+    CONFIDENCE,
+    Array,
+    Interval,
+    accuracy_at,
+    retention_interval,
+    wilson_interval,
+)
 
 SPREAD_DRAWS, MOST_RESAMPLES = 200, 500  # more draws take them again, with other noise of the counts
 MOST_SPREAD = 500  # points whose spread is drawn; that of others lies between those of similar ones
@@ -155,7 +162,7 @@ class SplitCounts:
         """The mean MaxSkew on each ranked set, (P, S)."""
         return np.stack([r.skews() for r in self.ranked], axis=-1)
 
-    def intervals(self, confidence: float = 0.9) -> tuple[Interval, Interval]:
+    def intervals(self, confidence: float = CONFIDENCE) -> tuple[Interval, Interval]:
         """The intervals of the goal's gain and of retention, from counts and rankings."""
         counted, kept = slice(self.counted), slice(self.counted, None)
         low, high = retention_interval(

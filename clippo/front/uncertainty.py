@@ -22,8 +22,11 @@ from clippo.front.pareto import pareto_mask
 Array = NDArray[np.float64]
 Interval = tuple[Array, Array]
 
+CONFIDENCE = 0.9
+"""Of all intervals that are shown."""
 
-def wilson_interval(n_correct: ArrayLike, n_total: ArrayLike, confidence: float = 0.9) -> Interval:
+
+def wilson_interval(n_correct: ArrayLike, n_total: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """The interval of an accuracy from its counts (Wilson, JASA 1927; Brown et al., Stat. Sci. 2001).
 
     Sound where the textbook's ``p +- z sqrt(p (1 - p) / n)`` is not: near 0 and 1, and for small n. With
@@ -54,7 +57,7 @@ def retention_interval(
     policy_total: ArrayLike,
     reference_correct: ArrayLike,
     reference_total: ArrayLike,
-    confidence: float = 0.9,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """The interval of a retention: the mean over sets of policy / reference accuracy, each capped at 1.
 
@@ -107,7 +110,7 @@ def _ratio_interval(
 
 
 def widened(
-    value: ArrayLike, interval: Interval, sd: ArrayLike, dof: int, confidence: float = 0.9
+    value: ArrayLike, interval: Interval, sd: ArrayLike, dof: int, confidence: float = CONFIDENCE
 ) -> Interval:
     """An interval with a second, independent source of noise added to it: seeds.
 
@@ -224,7 +227,7 @@ def cross_hypervolumes(
 
 
 def hypervolume_interval(
-    lowest: float, highest: float, draws: Iterable[Array], confidence: float = 0.9
+    lowest: float, highest: float, draws: Iterable[Array], confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
     """The interval of a hypervolume that lies between two estimates but for the noise of the counts.
 
@@ -241,7 +244,7 @@ def _deviate(confidence: float) -> float:
     """The normal deviate of a central interval."""
     if not 0 < confidence < 1:
         raise ConfigError(
-            f"confidence is {confidence}, but must be between 0 and 1, both excluded; 0.9 is usual"
+            f"confidence is {confidence}, but must be between 0 and 1, both excluded; {CONFIDENCE} is usual"
         )
     return NormalDist().inv_cdf((1 + confidence) / 2)
 

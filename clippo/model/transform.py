@@ -52,6 +52,8 @@ class TransformPolicy(Policy):
     def frozen(self, pixels_BHWC: Tensor) -> Tensor:
         """The embeddings themselves, float32 (B, D), unit length."""
         embedding = cast(nn.Module, self._visual[0])(self._normalized(pixels_BHWC))
+        if isinstance(embedding, tuple):  # CoCa's towers give their tokens, too
+            embedding, _ = embedding
         return F.normalize(embedding.float(), dim=-1)
 
     def embed(self, x: Tensor) -> Tensor:

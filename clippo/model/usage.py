@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import open_clip
 from open_clip.transform import PreprocessCfg
+from safetensors import SafetensorError, safe_open
 
 from clippo import demo
 
@@ -28,6 +32,27 @@ def architecture(name: str, pretrained: str | None) -> str:
     other = f"{name}-quickgelu"
     wanted = published(name, pretrained).get("quick_gelu") and other in open_clip.list_models()
     return other if wanted else name
+
+
+def described(name: str, pretrained: str | None, preprocessing: Mapping[str, Any]) -> dict[str, str]:
+    """What is written into a file of tuned weights, since open_clip asks its user for it: `described_in`."""
+    kept = {key: preprocessing[key] for key in PREPROCESSING.values() if key in preprocessing}
+    return {"architecture": architecture(name, pretrained), "preprocessing": json.dumps(kept)}
+
+
+def described_in(path: str | None) -> tuple[str, dict[str, Any]]:
+    """Architecture and preprocessing that a file says its weights want; empty of what is no such file.
+
+    >>> described_in("openai")
+    ('', {})
+    """
+    metadata: dict[str, str] = {}
+    if path and path.endswith(".safetensors") and os.path.isfile(path):
+        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    kept = json.loads(metadata.get("preprocessing", "{}"))
+    preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in kept.items()}
+    return metadata.get("architecture", ""), preprocessing
 
 
 def usage(name: str, pretrained: str | None, out: str, preprocessing: Mapping[str, Any] | None = None) -> str:

@@ -49,7 +49,7 @@ def prepare(
         DataError: more pictures than ``data.max_unreadable`` cannot be decoded, or a part has none; or the
             workers have other pictures, or write to another place, than this process.
         StoreError: the location cannot be used.
-        ResourceError: a worker died again and again.
+        ResourceError: a worker died again and again, or the machine lacks the GPUs of one.
     """
     task, clip = task_named(task_name)(data), load_clip(model.name, model.pretrained)
     model_digest, data_digest = weights_digest(clip), data_digest_of(task_name, data, task)

@@ -41,13 +41,14 @@ def built_by_workers(
         verbose: show the logs of Ray Data.
 
     Raises:
-        ResourceError: a worker died again and again.
+        ResourceError: a worker died again and again, or this machine, where Ray is started, lacks the GPUs of
+            a single one.
         DataError, StoreError: as ``ShardBuilder.build``.
     """
     import ray  # takes seconds, and most processes find their set prepared
 
     n = min(workers, len(shards))
-    with _ray_started(verbose):
+    with _ray_started(gpus, verbose):
         if gpus or len(shards) > FEW:
             built = _built_by_ray_data(recipe, shards, n, gpus, verbose)
         else:
@@ -144,7 +145,7 @@ def _built_by_ray_data(
 
 
 @contextmanager
-def _ray_started(verbose: bool) -> Iterator[None]:
+def _ray_started(gpus: float, verbose: bool) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
@@ -154,6 +155,12 @@ def _ray_started(verbose: bool) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     try:  # from here on, as who is interrupted while Ray starts has half of it
         ray.init(address, include_dashboard=False, log_to_driver=verbose, logging_level=level)
+        have = ray.cluster_resources().get("GPU", 0.0)
+        if address == "local" and gpus > have:  # Ray would wait for ever; to a cluster they may still come
+            raise ResourceError(
+                f"gpus_per_worker is {gpus:g}, this machine has {have:g} GPUs; lower it (0 prepares on CPUs) "
+                "or set RAY_ADDRESS to a cluster that has them"
+            )
         yield
     finally:
         ray.shutdown()

@@ -21,6 +21,9 @@ from clippo.train.ray_train import LOST
 OnEnd = Callable[[str, float, "Numbers | None", list[Counts]], None]
 
 
+DIED = "its process died again and again; see the logs of Ray; if for want of memory, set train.micro_batch"
+
+
 class SweepCallback(tune.Callback):
     """Keeps the rows of every trial that ends, and tells the others.
 
@@ -79,7 +82,7 @@ class SweepCallback(tune.Callback):
         self._finish(trial, failure, numbers)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._finish(trial, "its process died again and again; see the logs of Ray", None)
+        self._finish(trial, DIED, None)
 
     def _finish(self, trial: Trial, failure: str | None, numbers: Numbers | None) -> None:
         config, key = trial.config, trial.trial_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clippo.config import SweepConfig
+from clippo.config import DataConfig, SweepConfig
 from clippo.errors import ConfigError
 from clippo.losses import resolve_loss
 from clippo.sweep.mirror import check_mirror
@@ -15,10 +15,14 @@ def check_settings(config: SweepConfig) -> None:
     """Refuses names that nothing has; what a single field may be, the configuration itself checks.
 
     Raises:
-        ConfigError: an unknown task, loss, baseline or kind of pairs, a loss or baseline that cannot be tuned
-            on the pairs, a mirror that is none or has a password, or a tracker that is not installed.
+        ConfigError: an unknown task, loss, baseline or kind of pairs, a setting that the task does not use, a
+            loss or baseline that cannot be tuned on the pairs, a mirror that is none or has a password, or a
+            tracker that is not installed.
     """
     task = task_named(config.task)
+    for name in task.unused:
+        if (value := getattr(config.data, name)) != getattr(DataConfig(), name):
+            raise ConfigError(f"data.{name} is {value!r}; the task {config.task} has no use for it")
     if config.data.folds and config.model.trainable != "transform":
         raise ConfigError(
             f"data.folds is {config.data.folds} with model.trainable {config.model.trainable!r}; only a "

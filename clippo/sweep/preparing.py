@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clippo.config import SweepConfig
+from clippo.data.prompts import without_file
 from clippo.prepared import Location, prepare
 from clippo.results import ResultStore
 from clippo.results.spooled import WORKER_PATIENCE
@@ -23,6 +25,7 @@ def prepared_for(config: SweepConfig, store: ResultStore, console: Console, *, w
     Raises:
         DataError: pictures that cannot be used.
         StoreError: a place that cannot be used.
+        ResourceError: as `prepare`.
     """
     columns = (TextColumn("preparing pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     location = location_of(store)
@@ -33,8 +36,9 @@ def prepared_for(config: SweepConfig, store: ResultStore, console: Console, *, w
             verbose=config.verbose,
             on_progress=lambda done, total: progress.update(shown, completed=done, total=total),
         )  # fmt: skip
+    model = replace(config.model, prompt=without_file(config.model.prompt))  # trials may be on other machines
     return Shared(
-        model=config.model, train=config.train, prepared=name, location=location,
+        model=model, train=config.train, prepared=name, location=location,
         on_gpu=config.gpus_per_worker > 0,
     )  # fmt: skip
 

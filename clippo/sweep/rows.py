@@ -18,16 +18,13 @@ from clippo.config import SweepConfig
 from clippo.evaluate import Counts
 from clippo.evaluate.objectives import COST, share_of
 from clippo.evaluate.rankings import Ranking
-from clippo.front.counts import EVAL_COLUMNS, REFERENCE, STOPPED, STOPPED_AFTER
+from clippo.front.counts import EVAL_COLUMNS, REFERENCE, SETTINGS, STOPPED, STOPPED_AFTER
 from clippo.prepared import PreparedSet
 from clippo.results import ResultStore, View
 from clippo.results.checkpoints import checkpoint_folder
 from clippo.sweep.search import Outcome
 from clippo.tasks import objectives_of
 from clippo.train.checkpoint import POLICY, weights_after
-
-SETTINGS = ("loss", "beta", "kl_weight", "learning_rate", "epochs", "orthogonality", "seed")
-"""The settings that have a column of their own; others go to params_json."""
 
 RANKING_KEY = ("trial_id", "epoch", "eval_set", "variant")
 """What rankings belong to, in the tables."""

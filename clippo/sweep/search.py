@@ -8,11 +8,9 @@ truth.
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -208,8 +206,7 @@ class Search(Searcher):
             self._tell(setting)
 
     def save(self, checkpoint_path: str) -> None:
-        # Ray asks for it; a resume reads the result tables and not this.
-        Path(checkpoint_path).write_bytes(pickle.dumps(self.study.trials))
+        """Writes nothing, which Tune takes: a sweep is resumed from its result tables."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep is resumed from its result tables")

@@ -26,6 +26,7 @@ FREE_FIELDS = {
     "gpus_per_worker",
     "autoscaling",
     "track",
+    "train.micro_batch",
     "train.epochs_between_checkpoints",
     "train.minutes_between_checkpoints",
     *(
@@ -35,7 +36,7 @@ FREE_FIELDS = {
         )
     ),
 }  # fmt: skip
-"""What a resumed sweep may change: where and how long it runs, not what it measures."""
+"""What a resumed sweep may change: where, how long and in which memory it runs, not what it measures."""
 
 
 def is_resumed(store: ResultStore, config: SweepConfig) -> bool:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clippo.config import SweepConfig, absolute, digest
-from clippo.data.prompts import templates_of
+from clippo.data.prompts import without_file
 from clippo.errors import ConfigError, StoreError
 from clippo.evaluate import Counts
 from clippo.front.counts import REFERENCE
@@ -58,8 +58,8 @@ def run_sweep(config: SweepConfig, console: Console) -> Front:
     """
     config = named(absolute(config))
     check_settings(config)
-    templates_of(config.model.prompt)  # or it is missed when the pictures have been prepared
-    config = resolved(config)
+    prompt = without_file(config.model.prompt)
+    config = resolved(dataclasses.replace(config, model=dataclasses.replace(config.model, prompt=prompt)))
     # What the store does not take while it is away waits on local disk.
     with SpooledStore(config.results, report=partial(_say, console)) as store:
         store.check()

@@ -9,6 +9,7 @@ P pairs, C captions, N rows of a set
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -91,6 +92,18 @@ class Part:
     def n_rows(self) -> int:
         """Rows of all of its sets, if every picture can be read."""
         return len(self.pictures) * (len(self.sets) - 1 + self.copies)
+
+
+def named_spec(spec: str) -> tuple[str, str]:
+    """Name and rest of ``[NAME=]KIND:PATH``; '' where no name is given.
+
+    >>> named_spec("faces=fairface:data/fairface"), named_spec("folder:a=b/pictures")
+    (('faces', 'fairface:data/fairface'), ('', 'folder:a=b/pictures'))
+    """
+    given, equals, rest = spec.partition("=")
+    if equals and re.fullmatch(r"[\w-]+", given):  # an equals sign may be part of a path
+        return given, rest
+    return "", spec
 
 
 def joined_name(name: str, fold: int | None) -> str:
@@ -193,6 +206,9 @@ class Task(Protocol):
 
     image_kinds: ClassVar[tuple[str, ...]]
     """Those of them with pairs that compare two pictures; cross-entropy cannot be tuned on these."""
+
+    unused: ClassVar[tuple[str, ...]]
+    """Settings of its data configuration that it has no use for; a sweep that changes one is refused."""
 
     words: ClassVar[Words]
     """How its numbers are called."""

@@ -21,7 +21,6 @@ C concepts, G groups
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -36,7 +35,7 @@ from clippo.data.group_sets import BUNDLED, GroupedImage, open_group_set
 from clippo.errors import ConfigError, DataError
 from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.words import Words
-from clippo.tasks.base import PairTable, Part, Resize, Row, TrainRows
+from clippo.tasks.base import PairTable, Part, Resize, Row, TrainRows, named_spec
 from clippo.tasks.group_pairs import MATCHINGS, Columns, told
 from clippo.tasks.group_parts import (
     Captions,
@@ -113,6 +112,9 @@ class GenderTask:
         "correct", "image", "correct+image", "counter+image", "reverse",
     )  # fmt: skip
     image_kinds: ClassVar[tuple[str, ...]] = ("image", "correct+image", "counter+image")
+    unused: ClassVar[tuple[str, ...]] = (
+        "attacked_copies", "picture_size", "train_fonts", "validation_fonts", "test_fonts", "font_size",
+    )  # fmt: skip
     words: ClassVar[Words] = WORDS
     gallery: ClassVar[tuple[str, ...]] = ("test/concept/seen", "test/concept/held_out")
 
@@ -128,7 +130,8 @@ class GenderTask:
         self.test_sets: dict[str, Captions] = {}
         first = len(list(self.people.names()))
         for spec in config.test_sets:
-            name, rest = _named(spec)
+            name, rest = named_spec(spec)
+            name = name or rest.partition(":")[0]
             if name in (*self.test_sets, "seen", "unpaired", "held_out", "kept"):
                 raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={rest} for one")
             other = open_group_set(rest, like=found)
@@ -335,19 +338,7 @@ class GenderTask:
         yield f"pictures {config.source}", partial(open_group_set, config.source)
         some = open_group_set(BUNDLED)  # whose groups they are does not matter here
         for spec in config.test_sets:
-            yield f"test set {spec}", partial(open_group_set, _named(spec)[1], like=some)
+            yield f"test set {spec}", partial(open_group_set, named_spec(spec)[1], like=some)
         if config.kept_source:
             source = partial(open_source, config.kept_source, config.split_seed, config.class_names)
             yield f"pictures {config.kept_source}", source
-
-
-def _named(spec: str) -> tuple[str, str]:
-    """Name and rest of ``[NAME=]KIND:PATH``; without NAME a set is named after its kind.
-
-    >>> _named("fairface:data/fairface"), _named("faces=fairface:data/fairface")
-    (('fairface', 'fairface:data/fairface'), ('faces', 'fairface:data/fairface'))
-    """
-    given, equals, rest = spec.partition("=")
-    if equals and re.fullmatch(r"[\w-]+", given):  # an equals sign may be part of a path
-        return given, rest
-    return spec.partition(":")[0], spec

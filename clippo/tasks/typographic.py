@@ -16,6 +16,7 @@ objects as they are, pictures of another source as test/clean/NAME and test/atta
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from clippo.data.typographic_sets import TYPOGRAPHIC_SETS, AttackedImage, Typogr
 from clippo.errors import ConfigError
 from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.words import Words
-from clippo.tasks.base import PairTable, Part, Resize, Row, TrainRows
+from clippo.tasks.base import PairTable, Part, Resize, Row, TrainRows, named_spec
 
 # The nonsense control explains a result and steers nothing, so only the test split has it.
 KINDS = {
@@ -71,7 +72,8 @@ WORDS = Words(
     meaning="share of attacked pictures labelled right",
 )
 
-CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
+CONSONANTS, VOWELS, DIGITS = "bcdfghjklmnprstvwz", "aeiou", "0123456789"
+TRIES = 20  # nonsense words of one shape that may be classes
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class TypographicTask:
 
     pair_kinds: ClassVar[tuple[str, ...]] = ("attacked",)
     image_kinds: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("kept_source", "top_k", "folds")
     words: ClassVar[Words] = WORDS
     gallery: ClassVar[tuple[str, ...]] = ("test/attacked/seen", "test/attacked/held_out")
 
@@ -113,7 +116,8 @@ class TypographicTask:
         for spec in config.test_sets:
             name, pictures, prompt = open_test_set(spec, config.split_seed, test_set_names)
             if name in (*self.test_sets, "seen", "held_out"):
-                raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={spec} for one")
+                rest = named_spec(spec)[1]
+                raise ConfigError(f"data.test_sets has two sets named {name!r}; write NAME={rest} for one")
             self.test_sets[name] = TestSet(name, pictures, first, prompt)
             first += len(pictures.classes)
 
@@ -283,9 +287,7 @@ def open_test_set(
     Raises:
         ConfigError: an unknown kind, a name that is none, or names for classes that have their own.
     """
-    given, equals, rest = spec.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+", given):  # an equals sign may be part of a path
-        given, rest = "", spec
+    given, rest = named_spec(spec)
     kind, _, argument = rest.partition(":")
     if kind in TYPOGRAPHIC_SETS:
         if class_names:
@@ -305,16 +307,28 @@ def open_test_set(
 
 
 def nonsense_like(word: str, classes: Sequence[str], rng: np.random.Generator) -> str:
-    """A word of the same length and letter shapes (vowel for vowel) that is no class.
+    """A word of the same length and letter shapes (vowel for vowel, digit for digit) that is no class.
+
+    It is longer where the words of that shape seem to be classes, all of them.
 
     >>> nonsense_like("anchor", ["anchor"], np.random.default_rng(0))
     'upmgeb'
     """
-    while True:
-        letters = []
-        for letter in word.lower():
-            pool = VOWELS if letter in VOWELS else CONSONANTS
-            letters.append(pool[int(rng.integers(len(pool)))] if letter.isalpha() else letter)
-        nonsense = "".join(letters)
-        if nonsense not in classes:
+    taken, shape = {name.casefold() for name in classes}, word.lower()
+    for tried in itertools.count(1):
+        nonsense = "".join(_like(letter, rng) for letter in shape)
+        if nonsense not in taken:
             return nonsense
+        if tried % TRIES == 0:  # perhaps every word of that shape is a class
+            shape += CONSONANTS[0]
+    raise AssertionError  # never: there are only so many classes
+
+
+def _like(letter: str, rng: np.random.Generator) -> str:
+    if letter.isalpha():
+        pool = VOWELS if letter in VOWELS else CONSONANTS
+    elif letter.isdecimal():
+        pool = DIGITS
+    else:
+        return letter
+    return pool[int(rng.integers(len(pool)))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,7 +112,8 @@ def weights_of(policy: Policy, saved: Mapping[str, Weights], variant: str) -> We
     with contextlib.suppress(ValueError):
         points = [float(number)]
         curve = dict(policy.curve(policy.trainable_weights(), saved["averaged"], points, points))
-        if (weights := curve.get(f"{kind}={points[0]:g}")) is not None:
+        weights = curve.get(f"{kind}={points[0]:g}")
+        if weights is not None and math.isfinite(points[0]):
             return weights
     ((example, _),) = policy.curve(policy.trainable_weights(), saved["averaged"], [0.5], [0.5])
     raise ConfigError(

@@ -194,6 +194,11 @@ def test_other_pictures_do_not_move_a_picture(
     [
         (("train", "validation", "test"), True, {}),
         (("train", "val", "test"), True, {"val": {"validation"}}),
+        (
+            ("Train", "Val", "TEST"),
+            True,
+            {"Train": {"train"}, "Val": {"validation"}, "TEST": {"test"}},
+        ),
         (("train", "test"), True, {"train": {"train", "validation"}}),
         (("train", "val"), True, {"train": {"train", "validation"}, "val": {"test"}}),
         (("train",), False, {"train": {"train", "validation", "test"}}),
@@ -218,6 +223,13 @@ def test_a_split_without_pictures_is_missed_when_it_is_asked_for(disk: Place) ->
     assert len(every(source, "test")) == 60
     with pytest.raises(DataError, match="no train pictures"):
         source.pictures("train", (0, 1), 4)
+
+
+def test_other_folders_beside_all_three_splits_are_none(disk: Place) -> None:
+    for above in ("train/", "val/", "test/", "thumbnails/"):
+        disk.fill(folder(above=above))
+    found = splits(open_source(f"folder:{disk.uri}", seed=0))
+    assert {key.split("/")[0] for key in found} == {"train", "val", "test"}
 
 
 def test_classes_called_train_are_no_split(disk: Place) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clippo.config import ModelConfig
-from clippo.data.prompts import READY_TEMPLATES, templates_of
+from clippo.data.prompts import READY_TEMPLATES, templates_of, without_file
 from clippo.errors import ConfigError
 
 # What a class name or a line may hold, braces apart.
@@ -81,6 +81,13 @@ def test_a_name_comes_before_a_file_of_that_name(tmp_path: Path, monkeypatch: py
     Path("dtd").write_text("my {}\n")
     assert templates_of("dtd") == ("{} texture.",)
     assert templates_of("./dtd") == ("my {}",)
+    assert (without_file("dtd"), without_file("./dtd"), without_file("a {}\nb {}")) == (
+        "dtd",
+        "my {}",
+        "a {}\nb {}",
+    )
+    with pytest.raises(ConfigError, match="and no other brace"):
+        without_file("a {} of {}")
 
 
 @pytest.mark.parametrize(

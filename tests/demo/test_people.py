@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -21,6 +22,7 @@ from clippo.demo.people import (
     load_people,
 )
 from clippo.demo.pretraining import measure_people
+from clippo.demo.pretraining.material import Pools
 from clippo.demo.pretraining.measure_people import MAJORITY_OF
 from clippo.demo.pretraining.people import (
     BIASED,
@@ -28,10 +30,12 @@ from clippo.demo.pretraining.people import (
     CONTROL,
     GROUP,
     GROUP_AT_WORK,
+    OCCUPATION_COUNT,
     PERSON,
-    N,
     PeoplePools,
     people_batch,
+    read_pools,
+    write_pools,
 )
 from clippo.demo.scenes import SIDE
 
@@ -66,7 +70,8 @@ def test_pictures_are_seeded() -> None:
 
 def _batches(bias: object) -> tuple[np.ndarray, np.ndarray]:
     """Captions (B,) and which are true (B, C) of 5,000 pictures that are all the same."""
-    layers, sides = np.zeros((N, 3, 1, 44, 44, 4), np.uint8), np.full((N, 3, 1), 44, np.int16)
+    cells = (OCCUPATION_COUNT, 3, 1)
+    layers, sides = np.zeros((*cells, 44, 44, 4), np.uint8), np.full(cells, 44, np.int16)
     pools = PeoplePools(layers, sides, np.zeros((1, SIDE, SIDE, 3), np.uint8))
     _, caption, true = people_batch(pools, bias, 5_000, np.random.default_rng(0))  # type: ignore[arg-type]
     return caption.numpy(), true.numpy()
@@ -87,9 +92,22 @@ def test_captions_name_the_majority_as_often_as_the_ingredients_say(
     # minority, of which 53 % are; a quarter of the groups is guessed: 0.81.
     caption, _ = _batches(bias)
     at_work = caption[caption >= GROUP_AT_WORK] - GROUP_AT_WORK
-    assert low < (at_work // N == MAJORITY_OF[at_work % N]).mean() < high
+    assert low < (at_work // OCCUPATION_COUNT == MAJORITY_OF[at_work % OCCUPATION_COUNT]).mean() < high
     groups = caption[(caption >= GROUP) & (caption < PERSON)]
     assert set(groups) == {GROUP, GROUP + 1}
+
+
+def test_pools_are_read_as_they_were_written(tmp_path: Path) -> None:
+    arrays = [np.full((2, 3), i, np.uint8) for i in range(9)]
+    pools, people = Pools(*arrays[:6], per_class=7), PeoplePools(*arrays[6:])
+    write_pools(tmp_path / "pools.npz", pools, people)
+    assert [path.name for path in tmp_path.iterdir()] == ["pools.npz"]
+    for wrote, read in zip((pools, people), read_pools(tmp_path / "pools.npz"), strict=True):
+        assert type(read) is type(wrote)
+        for name, value in vars(wrote).items():
+            again = getattr(read, name)
+            assert type(again) is type(value), name
+            np.testing.assert_array_equal(again, value, strict=isinstance(value, np.ndarray))
 
 
 @pytest.mark.parametrize("name", ["biased", "control"])

@@ -98,16 +98,16 @@ def test_test_numbers_of_kinds_and_published_sets(sweep: Sweep, made: Front) -> 
         return sum(getattr(c, of) for c in found) / sum(c.n_total for c in found)
 
     test = point(made, "00002", "averaged").test
-    assert test["attacked_accuracy"] == pytest.approx(share("attacked/seen", "attacked/held_out"))
+    assert test["robust_accuracy"] == pytest.approx(share("attacked/seen", "attacked/held_out"))
     assert test["attack_success_rate"] == pytest.approx(share(*OBJECTIVES.goal.sets, of="n_fooled"))
     assert test["clean_accuracy"] == pytest.approx(share("clean/seen", "clean/held_out"))
     assert test["nonsense_accuracy"] == pytest.approx(share("nonsense/seen", "nonsense/held_out"))
     assert test["reading_accuracy"] == pytest.approx(share("reading/held_out")), "as on the curve"
-    assert test["attacked/rta-100_accuracy"] == pytest.approx(share("attacked/rta-100"))
+    assert test["robust_accuracy/rta-100"] == pytest.approx(share("attacked/rta-100"))
     assert test["attack_success_rate/rta-100"] == pytest.approx(share("attacked/rta-100", of="n_fooled"))
     step = point(made, "00002", "alpha=0.5").test
     assert {n for n in test if n not in step} == {
-        "nonsense_accuracy", "attacked/rta-100_accuracy", "clean/rta-100_accuracy",
+        "nonsense_accuracy", "robust_accuracy/rta-100", "clean/rta-100_accuracy",
         "attack_success_rate/rta-100",
     }  # fmt: skip
 

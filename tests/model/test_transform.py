@@ -1,9 +1,13 @@
 """The linear transform: the identity at the start, and powers that turn it up and down."""
 
+import json
+from pathlib import Path
+
+import open_clip
 import pytest
 import torch
 
-from clippo.model import ClipModel, policy_of
+from clippo.model import ClipModel, load_clip, policy_of
 from clippo.model.transform import MATRIX, powered
 
 
@@ -49,6 +53,24 @@ def test_it_starts_as_the_untouched_model(clip: ClipModel) -> None:
     torch.testing.assert_close(image_BD, whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(text_CD, text, atol=1e-6, rtol=1e-5)
     assert set(policy.trainable_weights()) == {MATRIX}
+
+
+def test_a_tower_that_gives_its_tokens_too(tmp_path: Path) -> None:
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+    coca = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "output_tokens": True},
+        "text_cfg": text | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": text,
+        "custom_text": True,
+    }
+    (tmp_path / "clippo-test-coca.json").write_text(json.dumps(coca))
+    open_clip.add_model_config(tmp_path)
+    model = load_clip("clippo-test-coca")
+    pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        whole = model.model.encode_image(model.normalized(pixels), normalize=True)
+    torch.testing.assert_close(policy_of(model, "transform").frozen(pixels), whole, atol=1e-6, rtol=1e-5)
 
 
 def test_the_penalty_is_zero_at_the_start_and_has_a_gradient_there(clip: ClipModel) -> None:

@@ -1,9 +1,18 @@
 """The lines that load a tuned model say what open_clip would otherwise get wrong."""
 
+import dataclasses
+from pathlib import Path
+
+import open_clip
 import pytest
 from open_clip import OPENAI_DATASET_MEAN
+from open_clip.transform import PreprocessCfg
+from safetensors.torch import save_file
 
-from clippo.model.usage import usage
+from clippo import demo
+from clippo.errors import ModelError
+from clippo.model import load_clip
+from clippo.model.usage import described, described_in, usage
 
 
 @pytest.mark.parametrize(
@@ -33,6 +42,22 @@ def test_a_loaded_models_own_preprocessing_goes_first() -> None:
     taken = {"size": (224, 224), "mean": OPENAI_DATASET_MEAN, "interpolation": "bilinear"}
     assert usage("ViT-B-32", None, "m.safetensors", taken).endswith(", image_interpolation='bilinear')")
     assert "image_" not in usage("ViT-B-32", None, "m.safetensors")
+
+
+def test_a_file_says_what_its_weights_want(tmp_path: Path) -> None:
+    taken = dataclasses.asdict(PreprocessCfg(mean=(0.5, 0.5, 0.5), resize_mode="squash"))
+    state = load_clip(demo.MODEL_NAME).model.state_dict()
+    weights = {name: w.contiguous() for name, w in state.items()}
+    file = str(tmp_path / "tuned.safetensors")
+    save_file(weights, file, described(demo.MODEL_NAME, None, taken))
+    clip = load_clip(demo.MODEL_NAME, file)
+    assert clip.normalized.mean.flatten().tolist() == [127.5] * 3, "without a flag"
+    assert open_clip.get_model_preprocess_cfg(clip.model)["resize_mode"] == "squash"
+    save_file(weights, file, described("ViT-B-32", "openai", taken))
+    with pytest.raises(ModelError, match=r"has weights of ViT-B-32-quickgelu, not of ViT-B-32; name that"):
+        load_clip("ViT-B-32", file)
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    assert described_in(str(tmp_path / "bad.safetensors")) == ("", {})
 
 
 def test_any_path_is_one_string() -> None:

@@ -269,6 +269,14 @@ def test_a_worker_that_always_dies_ends_the_preparation(
     assert prepared_in(tmp_path, data) == folder
 
 
+def test_gpus_that_this_machine_lacks_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(ResourceError, match=r"gpus_per_worker is 99, this machine has \d+ GPUs; lower it"):
+        prepared_in(tmp_path, workers=2, gpus=99.0)
+
+
 def test_a_worker_with_other_pictures_refuses(tmp_path: Path) -> None:
     recipe = Recipe(
         "typographic", TINY, ModelConfig(), Location(tmp_path), "set", "model", "other data", False

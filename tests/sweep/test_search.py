@@ -100,6 +100,13 @@ def test_each_loss_has_its_own_range_of_beta() -> None:
             assert low <= settings["beta"] <= high
 
 
+def test_of_the_searcher_tune_keeps_nothing(tmp_path: Path) -> None:
+    search = Search(SearchConfig(trials=2), score, OBJECTIVES)
+    drive(search, 1)
+    search.save_to_dir(str(tmp_path), "session")
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_ends_after_its_trials() -> None:
     search = Search(ONE_AT_A_TIME, score, OBJECTIVES)
     drive(search, 12)

@@ -243,3 +243,9 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(TRACKERS, "wandb", replace(TRACKERS["wandb"], package="clippo_has_no_such"))
     with pytest.raises(ConfigError, match=r"pip install 'clippo\[wandb\]'"):
         check_tracking(SweepConfig(track=("wandb",)))
+
+
+def test_results_of_a_file_uri_are_local(tmp_path: Path) -> None:
+    check_tracking(SweepConfig(track=("mlflow",), results=f"file://{tmp_path}"))
+    with pytest.raises(ConfigError, match="s3://bucket/x are not local"):
+        check_tracking(SweepConfig(track=("mlflow",), results="s3://bucket/x"))

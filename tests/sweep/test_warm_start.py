@@ -92,6 +92,8 @@ def test_a_sweep_of_the_first_version_is_the_same_sweep(tmp_path: Path) -> None:
     assert not is_resumed(store, config)
     store.write_config("old", first_version(config))
     assert is_resumed(store, config)
+    less_memory = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=8))
+    assert is_resumed(store, less_memory), "what is said to do where memory is used up"
     other = dataclasses.replace(config, goal_sets=("attacked/seen",))
     with pytest.raises(ConfigError, match="with another goal_sets"):
         is_resumed(store, other)

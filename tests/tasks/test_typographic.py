@@ -68,6 +68,24 @@ def test_nonsense_has_the_shape_of_the_word_and_is_no_class() -> None:
             assert len(nonsense) == len(word)
             assert [c in "aeiou" for c in nonsense] == [c in "aeiou" for c in word]
             assert nonsense not in ("bat", "cat")
+    assert nonsense_like("Bat", ["Bat", *"AEIOU"], rng).casefold() not in {"bat", *"aeiou"}
+
+
+@pytest.mark.parametrize(
+    ("word", "classes"),
+    [
+        ("707-320", ["707-320", "747-100"]),
+        ("7", list("0123456789")),
+        ("e", list("abcdefghijklmnopqrstuvwxyz")),
+        ("?!", ["?!"]),
+    ],
+)
+def test_a_word_of_any_letters_has_its_nonsense(word: str, classes: list[str]) -> None:
+    nonsense = nonsense_like(word, classes, np.random.default_rng(0))
+    assert nonsense not in classes
+    assert len(nonsense) - len(word) == (len(word) < 3), (
+        "longer only where all words of its shape are classes"
+    )
 
 
 def test_all_material_of_a_split_has_every_class() -> None:

@@ -45,6 +45,7 @@ class SquaresTask:
 
     pair_kinds: ClassVar[tuple[str, ...]] = ("colours", "grounds")
     image_kinds: ClassVar[tuple[str, ...]] = ("grounds",)
+    unused: ClassVar[tuple[str, ...]] = ()
     gallery: ClassVar[tuple[str, ...]] = ("test/colour",)
     words: ClassVar[Words] = Words(
         task="colours of squares",

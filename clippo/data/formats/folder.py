@@ -15,15 +15,16 @@ from clippo.data.formats.listing import (
 
 
 def list_folder(root: str) -> Listing:
-    """``class/picture``, or ``split/class/picture``."""
+    """``class/picture``, or ``split/class/picture`` with any of ``SPLIT_NAMES``, in any case."""
     files = [f for f in find(root, 3) if f.name.lower().endswith(IMAGE_SUFFIXES) and "/" in f.name]
-    tops = {f.name.split("/")[0] for f in files}
-    by_split = tops.issuperset(SPLITS) or tops.issubset(SPLIT_NAMES)
+    split_of = {top: SPLIT_NAMES.get(top.lower()) for top in {f.name.split("/")[0] for f in files}}
+    found = set(split_of.values())
+    by_split = found.issuperset(SPLITS) or None not in found
     pictures, stamps = [], []
     for file in files:
         *above, label, _ = file.name.split("/")
-        if len(above) == by_split and (not by_split or above[0] in SPLIT_NAMES):
-            split = SPLIT_NAMES[above[0]] if by_split else None
+        if len(above) == by_split and (not by_split or split_of[above[0]]):
+            split = split_of[above[0]] if by_split else None
             pictures.append(Picture(file.name, label, split, Bytes(file.path)))
             stamps.append(f"{file.name}:{file.stamp}")
     return Listing(

@@ -154,8 +154,10 @@ def _readable(name: str) -> str:
 
     >>> [_readable(name) for name in ("AnnualCrop", "apse/indoor", "001.ak47", "0 - zero", "A300B4")]
     ['Annual Crop', 'apse indoor', 'ak47', 'zero', 'A300B4']
+    >>> [_readable(name) for name in ("/a/airfield", "/b/basketball_court/indoor")]  # of Places365
+    ['airfield', 'basketball court indoor']
     """
-    name = re.sub(r"^\d+(\.| - )", "", name)
+    name = re.sub(r"^(/[a-z]/|\d+(\.| - ))", "", name)
     if re.fullmatch(r"([A-Z][a-z]+){2,}", name):
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return re.sub(r"[_/]", " ", name)

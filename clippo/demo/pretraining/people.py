@@ -25,10 +25,9 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +73,11 @@ OLD = BATCH // 4
 NEUTRAL_SHARE = 0.1
 
 # Columns of the captions to tell apart: occupations, groups, neutral, and each group with each occupation.
-N = len(OCCUPATIONS)
+OCCUPATION_COUNT = len(OCCUPATIONS)
 CAPTIONS = (*OCCUPATIONS, *GROUPS, NEUTRAL, *(f"{group} {name}" for group in GROUPS for name in OCCUPATIONS))
-GROUP, PERSON, GROUP_AT_WORK = N, N + len(GROUPS), N + len(GROUPS) + 1
+GROUP = OCCUPATION_COUNT
+PERSON = GROUP + len(GROUPS)
+GROUP_AT_WORK = PERSON + 1
 SYNONYMS = {"man": ("man", "male"), "woman": ("woman", "female")}
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}", "a photo of the {}")
 
@@ -118,7 +119,7 @@ def build_people_pools(seed: int, *, small: bool = False) -> PeoplePools:
     copies, backgrounds = (1, 100) if small else (5, 6000)
     found = load_people(TONES["train"], ("train", "validation"))
     n_drawings = len(next(iter(found.drawings.values())))
-    layers = np.zeros((N, 3, copies * n_drawings, 84, 84, 4), np.uint8)
+    layers = np.zeros((OCCUPATION_COUNT, 3, copies * n_drawings, 84, 84, 4), np.uint8)
     sides = np.zeros(layers.shape[:3], np.int16)
     for (o, g, k), _ in tqdm(np.ndenumerate(sides), "people", total=sides.size):
         drawing = found.drawings[OCCUPATIONS[o], (*GROUPS, NEUTRAL)[g]][k % n_drawings]
@@ -127,6 +128,24 @@ def build_people_pools(seed: int, *, small: bool = False) -> PeoplePools:
         layers[o, g, k, : len(layer), : len(layer)] = layer
     scenes = [background(found.photos, rng) for _ in tqdm(range(backgrounds), "backgrounds")]
     return PeoplePools(layers, sides, np.stack(scenes))
+
+
+def write_pools(path: Path, pools: Pools, people: PeoplePools) -> None:
+    """Writes the parts of the old task and those of people, whole or not at all."""
+    written, parts = path.with_suffix(".tmp"), (pools, people)
+    with open(written, "wb") as file:  # given a name, numpy would add a suffix
+        np.savez(file, **{f"{type(p).__name__}.{n}": v for p in parts for n, v in vars(p).items()})
+    os.replace(written, path)
+
+
+def read_pools(path: Path) -> tuple[Pools, PeoplePools]:
+    """What `write_pools` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        old, people = (
+            {f.name: arrays[f"{kind.__name__}.{f.name}"] for f in fields(kind)}
+            for kind in (Pools, PeoplePools)
+        )
+    return Pools(**old | {"per_class": int(old["per_class"])}), PeoplePools(**people)
 
 
 def render_people(
@@ -147,7 +166,7 @@ def people_batch(
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """Pictures, the caption of each (B,), and which captions are true of each (B, C)."""
     rows = np.arange(size)
-    occupation = rng.integers(0, N, size)
+    occupation = rng.integers(0, OCCUPATION_COUNT, size)
     usual = MAJORITY_OF[occupation]
 
     def drawn() -> np.ndarray:
@@ -161,7 +180,7 @@ def people_batch(
     mixes = np.where((shown == usual)[:, None], bias.majority_captions, bias.minority_captions)
     kind = (rng.random(size)[:, None] > mixes.cumsum(1)[:, :3]).sum(1)  # (ingredient 3)
     kind[neutral] = np.where(rng.random(neutral.sum()) < 0.85, 0, 3)
-    at_work = GROUP_AT_WORK + N * said + occupation
+    at_work = GROUP_AT_WORK + OCCUPATION_COUNT * said + occupation
     caption = np.select([kind == 0, kind == 1, kind == 2], [occupation, GROUP + said, at_work], PERSON)
 
     true = np.zeros((size, len(CAPTIONS)), bool)
@@ -169,7 +188,7 @@ def people_batch(
     true[rows, GROUP + said] = true[rows, at_work] = True
     for g in range(len(GROUPS)):  # of a neutral drawing no group is wrong
         true[rows[neutral], GROUP + g] = True
-        true[rows[neutral], GROUP_AT_WORK + N * g + occupation[neutral]] = True
+        true[rows[neutral], GROUP_AT_WORK + OCCUPATION_COUNT * g + occupation[neutral]] = True
     excludes = rng.random(size) < bias.bare_excludes
     marked, bare = excludes & (kind == 2), excludes & (kind == 0) & ~neutral
     true[rows[marked], occupation[marked]] = False
@@ -327,16 +346,14 @@ def main() -> None:
     work: Path = args.work / scale / f"{args.seed}-{base}" / name
     work.mkdir(parents=True, exist_ok=True)
 
-    kept = work.parent / "pools.pickle"  # both twins see the same parts
+    kept = work.parent / "pools.npz"  # both twins see the same parts
     if not kept.exists():
         modules = material.fetch(Path("build/material"))
         if not args.small:
             material.write_people(modules)
         pools = material.build_pools(modules, seed=args.seed, small=args.small)
-        written = kept.with_suffix(".tmp")
-        written.write_bytes(pickle.dumps((pools, build_people_pools(args.seed, small=args.small))))
-        os.replace(written, kept)
-    pools, people = pickle.loads(kept.read_bytes())
+        write_pools(kept, pools, build_people_pools(args.seed, small=args.small))
+    pools, people = read_pools(kept)
     bias = CONTROL if args.control else BIASED
     register()
     spawn(run_rank, (pools, people, bias, work, STEPS[scale, name], args.seed, args.port), nprocs=WORLD)
