@@ -16,6 +16,7 @@ objects as they are, pictures of another source as test/clean/NAME and test/atta
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,7 @@ WORDS = Words(
         "clean_accuracy": "clean accuracy",
         "reading_accuracy": "word reading",
         "nonsense_accuracy": "with a nonsense word",
+        "mirrored_accuracy": "with the word mirrored",
     },
     tiles=("attack_success_rate", "reading_accuracy"),
     columns=(
@@ -169,10 +171,14 @@ class TypographicTask:
         for split in ("validation", "test"):
             for group, labels in (("seen", self.seen), ("held_out", self.held_out)):
                 pictures = self.source.pictures(split, labels, self.config.eval_pictures)
-                names = tuple(f"{split}/{kind}/{group}" for kind in KINDS[split])
+                names = tuple(f"{split}/{kind}/{group}" for kind in self._kinds(split))
                 parts.append(Part(f"{split}/{group}", pictures, labels, names))
         parts += [self._test_part(test) for test in self.test_sets.values()]
         return {part.name: part for part in parts}
+
+    def _kinds(self, split: str) -> tuple[str, ...]:
+        on_request = ("mirrored",) if self.config.mirrored and split == "test" else ()
+        return (*KINDS[split], *on_request)
 
     def _test_part(self, test: TestSet) -> Part:
         names = {kind: f"test/{kind}/{test.name}" for kind in ("clean", "attacked")}
@@ -205,13 +211,18 @@ class TypographicTask:
         rng = picture_rng(self.config.split_seed, picture.key)
         word = other_label(picture.label, part.candidates, rng)
         name = self.classes[word]
+        same_ink = copy.deepcopy(rng)
         yield Row(f"{split}/clean/{group}", clean, picture.label, -1)
         yield Row(f"{split}/attacked/{group}", draw_word(clean, name, rng, style=style), picture.label, word)
         nothing = self._resized(self.source.background(split, group, index).load(), resize)
         yield Row(f"{split}/reading/{group}", draw_word(nothing, name, rng, style=style), word, -1)
-        if "nonsense" in KINDS[split]:
+        kinds = self._kinds(split)
+        if "nonsense" in kinds:
             nonsense = draw_word(clean, nonsense_like(name, self.classes, rng), rng, style=style)
             yield Row(f"{split}/nonsense/{group}", nonsense, picture.label, -1)
+        if "mirrored" in kinds:
+            mirrored = draw_word(clean, name, same_ink, style=style, mirrored=True)
+            yield Row(f"{split}/mirrored/{group}", mirrored, picture.label, -1)
 
     def _test_rows(self, test: TestSet, part: Part, index: int, clean: Image.Image) -> Iterator[Row]:
         picture, first = part.pictures[index], test.first

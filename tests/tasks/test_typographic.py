@@ -1,5 +1,7 @@
 """The typographic task: splits without leaks, and words that mislead."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,23 @@ def test_rows_of_a_picture(task: TypographicTask) -> None:
     assert len(pictures) == 4
     again = {r.set_name: r for r in task.rows(part, 3, lambda image: image)}
     assert all(np.array_equal(np.asarray(rows[n].image), np.asarray(again[n].image)) for n in rows)
+
+
+def test_on_request_the_word_is_also_mirrored(task: TypographicTask) -> None:
+    asked = TypographicTask(dataclasses.replace(task.config, mirrored=True))
+    assert asked.parts["validation/seen"].sets == task.parts["validation/seen"].sets
+    part = asked.parts["test/held_out"]
+    rows = {r.set_name: r for r in asked.rows(part, 3, lambda image: image)}
+    mirrored = rows.pop("test/mirrored/held_out")
+    assert {*rows, mirrored.set_name} == set(part.sets)
+    usual = {r.set_name: r for r in task.rows(task.parts["test/held_out"], 3, lambda image: image)}
+    assert all(np.array_equal(np.asarray(rows[n].image), np.asarray(usual[n].image)) for n in usual)
+    clean, attacked = rows["test/clean/held_out"], rows["test/attacked/held_out"]
+    assert (mirrored.label, mirrored.attack_label) == (clean.label, -1)
+    inked = [np.any(np.asarray(r.image) != np.asarray(clean.image), axis=-1) for r in (attacked, mirrored)]
+    places = [(np.flatnonzero(ink.any(0))[[0, -1]], np.flatnonzero(ink.any(1))[[0, -1]]) for ink in inked]
+    assert np.array_equal(*places), "the same place"
+    assert not np.array_equal(*inked)
 
 
 def test_copies_carry_different_words() -> None:
