@@ -79,7 +79,7 @@ class DataConfig:
     font_size: Range = (0.12, 0.18)
     """Font size of the attack before it is reduced to fit [share of the picture's shorter side]."""
     mirrored: bool = False
-    """Also measure test pictures whose word is mirrored: the same ink, which cannot be read. As nonsense words
+    """Also measure test pictures whose word is mirrored: the same ink, unreadable. As nonsense words
     do, it tells what covering the picture costs."""
     split_seed: int = 0
     """Seed of the class split, of the pictures and of the words drawn on them."""
