@@ -130,6 +130,7 @@ class PrepareCommand:
     def run(self) -> int:
         quiet(self.verbose)
         from clippo.prepared import fetch, open_prepared  # Ray and torch take seconds
+        from clippo.sweep.checks import check_unused
         from clippo.sweep.preparing import prepared_for
 
         if self.workers < 1:
@@ -140,6 +141,7 @@ class PrepareCommand:
                 verbose=self.verbose, model=self.model, data=self.data,
             )
         )  # fmt: skip
+        check_unused(config)
         store = ResultStore(self.results)
         store.check()
         shared = prepared_for(config, store, Console(stderr=True), workers=self.workers)

@@ -46,8 +46,8 @@ class DataConfig:
     """Readable names of the source's classes: a file (a name a line in the order of the classes, or CSV or
     JSON from class to name), or imagenet for classes 0 to 999; WordNet ids (n01440764) need neither."""
     picture_size: int = 0
-    """Side that a picture is resized and cropped to before a word is drawn on it, and from there to the
-    model's size; 0: the model's own [pixels]."""
+    """Task typographic: side that a picture is resized and cropped to before a word is drawn on it, and from
+    there to the model's size; 0: the model's own [pixels]."""
     test_sets: tuple[str, ...] = ()
     """More test sets: rta-100:PATH, paint:PATH, disentangling:PATH, scam:PATH with words on real objects, or
     any source (its pictures clean and attacked); NAME=SOURCE names one."""
@@ -56,7 +56,7 @@ class DataConfig:
     train_pictures: int = 1024
     """Pictures that preference pairs are made from [count]."""
     attacked_copies: int = 1
-    """Attacked copies of each of them, the word of each drawn anew [count]."""
+    """Task typographic: attacked copies of each of them, the word of each drawn anew [count]."""
     kept_source: str = ""
     """Task gender: labelled pictures of another kind whose reading must be kept, a source as above; empty:
     none."""
@@ -71,16 +71,17 @@ class DataConfig:
     max_unreadable: float = 0.01
     """Share of pictures that may be left out because they cannot be decoded."""
     train_fonts: tuple[str, ...] = ()
-    """Font files of the words on tuning pictures; none: the bundled ones."""
+    """Task typographic: font files of the words on tuning pictures; none: the bundled ones."""
     validation_fonts: tuple[str, ...] = ()
-    """Font files of the words on validation pictures; none: the bundled ones."""
+    """Task typographic: font files of the words on validation pictures; none: the bundled ones."""
     test_fonts: tuple[str, ...] = ()
-    """Font files of the words on test pictures; none: the bundled ones."""
+    """Task typographic: font files of the words on test pictures; none: the bundled ones."""
     font_size: Range = (0.12, 0.18)
-    """Font size of the attack before it is reduced to fit [share of the picture's shorter side]."""
-    mirrored: bool = False
-    """Also measure test pictures whose word is mirrored: the same ink, unreadable. As nonsense words
-    do, it tells what covering the picture costs."""
+    """Task typographic: font size of the attack before it is reduced to fit [share of the picture's shorter
+    side]."""
+    mirrored_words: bool = False
+    """Task typographic: also measure test pictures whose word is mirrored: the same ink, hardly read. As
+    nonsense words do, they tell what covering the picture costs."""
     split_seed: int = 0
     """Seed of the class split, of the pictures and of the words drawn on them."""
 

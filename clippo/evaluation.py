@@ -79,7 +79,7 @@ def evaluate_model(
         counts += _counts(clip, measured, part, prompt, batches, left_out)
     if not counts:
         raise DataError(f"{spec} has no picture that can be read; the first is {[*left_out, 'none'][0]}")
-    reason = "fits no pattern of the set, or its word names the object itself"
+    reason = "not listed, of no known pattern, or its word names the object itself"
     return counts, [*left_out, *(f"{name}: {reason}" for name in unfit)]
 
 

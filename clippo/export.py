@@ -28,7 +28,7 @@ from clippo.front.methods import TUNING_LOSS
 from clippo.front.points import front_of_trial
 from clippo.model import Weights, load_clip, policy_of
 from clippo.model.transform import MATRIX
-from clippo.model.usage import described
+from clippo.model.usage import metadata_of
 from clippo.model.usage import usage as usage_of
 from clippo.prepared.build import weights_digest
 from clippo.results import ResultStore
@@ -100,7 +100,7 @@ def export(
         assert not found.unexpected_keys, "the names are those of the tower"
     state = {n: w.detach().contiguous().clone() for n, w in clip.model.state_dict().items()}
     preprocessing = open_clip.get_model_preprocess_cfg(clip.model)
-    wanted = {} if ":" in model.name else described(model.name, model.pretrained, preprocessing)
+    wanted = {} if ":" in model.name else metadata_of(model.name, model.pretrained, preprocessing)
     data = save(state, metadata={"clippo": f"{sweep}/{trial_id}/{variant}"} | wanted)
     weights, card = out, out.with_suffix(".md")
     try:
@@ -220,7 +220,7 @@ def _method(loss: str, variant: str) -> str:
     """How weights were made, as the front calls it, with the paper."""
     if loss != TUNING_LOSS:
         return f"{PREFERENCE} (Afzali et al., arXiv 2411.08923)"
-    return f"{PAINT}, Ilharco et al., arXiv 2208.05592" if "=" in variant else TUNING
+    return f"{PAINT}, Ilharco et al., arXiv 2208.05592" if variant.startswith("alpha=") else TUNING
 
 
 def _licence(model: ModelConfig) -> str:

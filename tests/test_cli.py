@@ -124,7 +124,7 @@ def test_evaluate_tells_what_of_a_published_set_is_left_out(tmp_path: Path) -> N
     assert [s["n_total"] for s in told["sets"]] == [4]
     unreadable, unfit = told["left_out"]
     assert unreadable.startswith("label=cat_text=hat.png: ")
-    assert unfit == "notes.txt: fits no pattern of the set, or its word names the object itself"
+    assert unfit == "notes.txt: not listed, of no known pattern, or its word names the object itself"
     shown = clippo("evaluate", *flags)
     assert (shown.returncode, shown.stderr) == (0, f"2 left out, the first: {unreadable}\n")
 

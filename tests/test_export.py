@@ -18,6 +18,7 @@ from clippo.config import DataConfig, ModelConfig
 from clippo.errors import ClippoError, ModelError
 from clippo.export import CONFIG, OWN_LICENCE, _fold, _fold_into, _licence, export
 from clippo.model import load_clip
+from clippo.model.usage import wanted_by
 from clippo.prepared import open_prepared
 from clippo.results import ResultStore
 from clippo.tasks import TypographicTask
@@ -107,6 +108,8 @@ def test_a_trial(flags: list[str], variant: str, finished: tuple[Path, str], tmp
     stored = counts_in_store(ResultStore(str(results)), "four", "00001", variant)
     assert stored.keys() >= (set(SETS) if variant == "averaged" else VALIDATION)
     assert_close(counts_of_file(out), stored)
+    wanted = wanted_by(str(out))
+    assert (wanted.architecture, wanted.preprocessing["resize_mode"]) == (demo.MODEL_NAME, "shortest")
     card = out.with_suffix(".md").read_text()
     assert f"weights `{variant}`" in card
     assert "robustness (share of attacked pictures labelled right): 0." in card

@@ -12,10 +12,11 @@ from typing import Any
 import ray
 
 from clippo.config import SweepConfig, absolute
+from clippo.data.prompts import without_file
 from clippo.doctor.finding import Finding, last_line, tried
 from clippo.doctor.here import decoded, local_disk, reach_head, settings
 from clippo.doctor.nodes import alive, first_worker, memory_of, seen_from, versions_of
-from clippo.errors import ClippoError
+from clippo.errors import ClippoError, ConfigError
 from clippo.model import load_clip
 from clippo.sweep.cluster import check_resources, joined_ray
 from clippo.sweep.cost import Speed, estimate, price_of, remember, work_of
@@ -42,6 +43,9 @@ def examine(
         worker_wait: how long an autoscaling cluster may take to add a node [s].
     """
     config = absolute(config)
+    with contextlib.suppress(ConfigError):  # which is one of the needs
+        prompt = without_file(config.model.prompt)
+        config = replace(config, model=replace(config.model, prompt=prompt))
     yield tried("settings", lambda: settings(config))
     for what, missing in needs(config):
         yield Finding(what, missing or "there", bool(missing))

@@ -104,7 +104,7 @@ class CountTable:
 
         Seen and held-out classes together, where a kind belongs to the objectives only those sets that do,
         since curves are measured on no others. Published sets, and those that are only reported, by name, for
-        instance ``attacked/rta-100``.
+        instance ``robust_accuracy/rta-100``.
         """
         by_kind: dict[str, list[int]] = defaultdict(list)
         wanted, reported = set(self.objectives.sets), set(self.objectives.reported)

@@ -31,7 +31,7 @@ from clippo import demo
 from clippo.errors import ConfigError, ModelError
 from clippo.model.averaging import Weights, interpolate
 from clippo.model.stages import tower_stages
-from clippo.model.usage import described_in, published
+from clippo.model.usage import published, wanted_by
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def load_clip(name: str, pretrained: str | None = None) -> ClipModel:
                 model = open_clip.create_model(
                     name, pretrained=pretrained, precision="fp32", weights_only=True,
                     force_quick_gelu=quick_gelu, require_pretrained=bool(pretrained) or ":" in name,
-                    force_preprocess_cfg=described_in(pretrained)[1],
+                    force_preprocess_cfg=wanted_by(pretrained).preprocessing,
                 )  # fmt: skip
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises whatever its loaders raise
@@ -256,7 +256,7 @@ def check_name(name: str, pretrained: str | None = None) -> None:
     if pretrained and not Path(pretrained).is_file() and not open_clip.get_pretrained_cfg(name, pretrained):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ModelError(f"{pretrained!r} is no file and no pretrained tag of {name}; its tags: {tags}")
-    if (wanted := described_in(pretrained)[0] or name) != name:
+    if (wanted := wanted_by(pretrained).architecture or name) != name:
         raise ModelError(f"{pretrained} has weights of {wanted}, not of {name}; name that model")
 
 

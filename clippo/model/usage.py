@@ -1,4 +1,4 @@
-"""The lines of Python that load tuned weights, from what open_clip knows of the model."""
+"""What weights want of who loads them, from open_clip or their file, and the lines of Python that do so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 from open_clip.transform import PreprocessCfg
@@ -20,6 +20,8 @@ PREPROCESSING = {
     "image_resize_mode": "resize_mode",
 }  # fmt: skip
 """Flags of open_clip.create_model_and_transforms, by what they set."""
+ARCHITECTURE, PREPROCESSED = "clippo.architecture", "clippo.preprocessing"
+"""Keys of the metadata of an exported file."""
 
 
 def published(name: str, pretrained: str | None) -> dict[str, Any]:
@@ -34,25 +36,32 @@ def architecture(name: str, pretrained: str | None) -> str:
     return other if wanted else name
 
 
-def described(name: str, pretrained: str | None, preprocessing: Mapping[str, Any]) -> dict[str, str]:
-    """What is written into a file of tuned weights, since open_clip asks its user for it: `described_in`."""
+class Wanted(NamedTuple):
+    """What weights in a file want of who loads them; empty: nobody says."""
+
+    architecture: str
+    preprocessing: dict[str, Any]
+
+
+def metadata_of(name: str, pretrained: str | None, preprocessing: Mapping[str, Any]) -> dict[str, str]:
+    """What is written into a file of weights that were tuned from a model, for `wanted_by`."""
     kept = {key: preprocessing[key] for key in PREPROCESSING.values() if key in preprocessing}
-    return {"architecture": architecture(name, pretrained), "preprocessing": json.dumps(kept)}
+    return {ARCHITECTURE: architecture(name, pretrained), PREPROCESSED: json.dumps(kept)}
 
 
-def described_in(path: str | None) -> tuple[str, dict[str, Any]]:
-    """Architecture and preprocessing that a file says its weights want; empty of what is no such file.
+def wanted_by(pretrained: str | None) -> Wanted:
+    """What an exported file says; empty of a tag and of other files.
 
-    >>> described_in("openai")
-    ('', {})
+    >>> wanted_by("openai").architecture
+    ''
     """
     metadata: dict[str, str] = {}
-    if path and path.endswith(".safetensors") and os.path.isfile(path):
-        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
+    if pretrained and pretrained.endswith(".safetensors") and os.path.isfile(pretrained):
+        with contextlib.suppress(SafetensorError, OSError), safe_open(pretrained, "pt") as file:
             metadata = file.metadata() or {}
-    kept = json.loads(metadata.get("preprocessing", "{}"))
+    kept = json.loads(metadata.get(PREPROCESSED, "{}"))
     preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in kept.items()}
-    return metadata.get("architecture", ""), preprocessing
+    return Wanted(metadata.get(ARCHITECTURE, ""), preprocessing)
 
 
 def usage(name: str, pretrained: str | None, out: str, preprocessing: Mapping[str, Any] | None = None) -> str:
@@ -60,7 +69,7 @@ def usage(name: str, pretrained: str | None, out: str, preprocessing: Mapping[st
 
     Args:
         out: the exported file, or the exported folder of a model from ``hf-hub:`` or ``local-dir:``.
-        preprocessing: of the loaded model; None: that of its published weights.
+        preprocessing: of the loaded model; None: that of its published weights, or what their file says.
     """
     lines = ["import open_clip"]
     if name == demo.MODEL_NAME:
@@ -68,7 +77,8 @@ def usage(name: str, pretrained: str | None, out: str, preprocessing: Mapping[st
     if ":" in name:
         called = quoted(f"local-dir:{out}")
     else:
-        taken = published(name, pretrained) if preprocessing is None else preprocessing
+        known = published(name, pretrained) | wanted_by(pretrained).preprocessing
+        taken = known if preprocessing is None else preprocessing
         usual = asdict(PreprocessCfg())
         others = {flag: taken[key] for flag, key in PREPROCESSING.items() if key in taken}
         flags = "".join(f", {f}={v!r}" for f, v in others.items() if v != usual[PREPROCESSING[f]])

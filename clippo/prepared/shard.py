@@ -10,7 +10,7 @@ import pickle
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,10 @@ def data_digest_of(task_name: str, data: DataConfig, task: Task) -> str:
     # A file of class names or a font may change while its path does not. How many broken pictures are
     # tolerated changes nothing in the set.
     files = [_content(f) for f in task.files]
-    return digest(task_name, replace(data, max_unreadable=0), task.fingerprint, task.classes, files)
+    asked = asdict(replace(data, max_unreadable=0))
+    if not data.mirrored_words:  # as before there were any, or no earlier sweep would go on
+        del asked["mirrored_words"]
+    return digest(task_name, asked, task.fingerprint, task.classes, files)
 
 
 def _content(file: str) -> str:

@@ -20,9 +20,7 @@ def check_settings(config: SweepConfig) -> None:
             tracker that is not installed.
     """
     task = task_named(config.task)
-    for name in task.unused:
-        if (value := getattr(config.data, name)) != getattr(DataConfig(), name):
-            raise ConfigError(f"data.{name} is {value!r}; the task {config.task} has no use for it")
+    check_unused(config)
     if config.data.folds and config.model.trainable != "transform":
         raise ConfigError(
             f"data.folds is {config.data.folds} with model.trainable {config.model.trainable!r}; only a "
@@ -35,3 +33,14 @@ def check_settings(config: SweepConfig) -> None:
         baseline(name, config.search, config.model.trainable, task)
     check_mirror(config.search.mirror)
     check_tracking(config)
+
+
+def check_unused(config: SweepConfig) -> None:
+    """Refuses settings of the pictures that mean nothing to the task.
+
+    Raises:
+        ConfigError: an unknown task, or such a setting.
+    """
+    for name in task_named(config.task).unused:
+        if (value := getattr(config.data, name)) != getattr(DataConfig(), name):
+            raise ConfigError(f"data.{name} is {value!r}; the task {config.task} has no use for it")

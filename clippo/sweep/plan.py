@@ -19,6 +19,7 @@ from clippo.data.prompts import templates_of
 from clippo.errors import ClippoError
 from clippo.model.towers import check_name
 from clippo.results import ResultStore
+from clippo.sweep.checks import check_unused
 from clippo.sweep.cost import estimate, remembered, trials_of, work_of
 from clippo.sweep.mirror import check_mirror
 from clippo.sweep.scheduler import rule_of
@@ -31,9 +32,11 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     """The whole configuration, the search space, the resources, an estimate, and what is there of its needs.
 
     Raises:
-        ConfigError: what is not even printed, since it has a secret in it; or an unknown task.
+        ConfigError: what is not even printed, since it has a secret in it; an unknown task, or a setting that
+            means nothing to it.
     """
     check_mirror(config.search.mirror)
+    check_unused(config)
     config = resolved(config)
     for title, rows in (
         ("configuration", _settings(config)),

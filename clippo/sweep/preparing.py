@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clippo.config import SweepConfig
-from clippo.data.prompts import without_file
 from clippo.prepared import Location, prepare
 from clippo.results import ResultStore
 from clippo.results.spooled import WORKER_PATIENCE
@@ -36,9 +34,8 @@ def prepared_for(config: SweepConfig, store: ResultStore, console: Console, *, w
             verbose=config.verbose,
             on_progress=lambda done, total: progress.update(shown, completed=done, total=total),
         )  # fmt: skip
-    model = replace(config.model, prompt=without_file(config.model.prompt))  # trials may be on other machines
     return Shared(
-        model=model, train=config.train, prepared=name, location=location,
+        model=config.model, train=config.train, prepared=name, location=location,
         on_gpu=config.gpus_per_worker > 0,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clippo.config import SweepConfig
+from clippo.data.prompts import without_file
 from clippo.errors import ConfigError
 from clippo.model.usage import usage
 from clippo.results import ResultStore
@@ -54,6 +56,8 @@ def is_resumed(store: ResultStore, config: SweepConfig) -> bool:
     theirs |= _flat(kept)
     if "robustness_sets" in kept:  # as the first version called them
         theirs["goal_sets"] = kept["robustness_sets"]
+    with contextlib.suppress(ConfigError):  # earlier versions kept the path of a prompt file
+        theirs["model.prompt"] = without_file(theirs["model.prompt"])
     mine = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
     differ = sorted(k for k, v in mine.items() if k not in FREE_FIELDS and theirs.get(k) != v)
     if differ:

@@ -114,7 +114,7 @@ class GenderTask:
     image_kinds: ClassVar[tuple[str, ...]] = ("image", "correct+image", "counter+image")
     unused: ClassVar[tuple[str, ...]] = (
         "attacked_copies", "picture_size", "train_fonts", "validation_fonts", "test_fonts", "font_size",
-        "mirrored",
+        "mirrored_words",
     )  # fmt: skip
     words: ClassVar[Words] = WORDS
     gallery: ClassVar[tuple[str, ...]] = ("test/concept/seen", "test/concept/held_out")

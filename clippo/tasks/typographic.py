@@ -6,6 +6,7 @@ lettering: ``validation`` steers the search, ``test`` is only reported. The eval
     clean/*      pictures as they are: what the model could do before
     attacked/*   the same pictures with the name of another class written on them
     nonsense/*   the same pictures with a word of that shape that means nothing: what covering costs (test)
+    mirrored/*   the same pictures with the same word mirrored: what covering costs (test, on request)
     reading/*    a class name on a picture of nothing: can it still read?
 
 each for the seen classes and for the held-out ones, told apart among the classes of the same group. Other
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,8 @@ from clippo.evaluate.objectives import Goal, Objectives
 from clippo.evaluate.words import Words
 from clippo.tasks.base import PairTable, Part, Resize, Row, TrainRows, named_spec
 
-# The nonsense control explains a result and steers nothing, so only the test split has it.
+# The nonsense control explains a result and steers nothing, so only the test split has it; so does the
+# mirrored word, which is measured on request.
 KINDS = {
     "validation": ("clean", "attacked", "reading"),
     "test": ("clean", "attacked", "reading", "nonsense"),
@@ -56,6 +57,7 @@ WORDS = Words(
     unseen="pictures, lettering and drawings",
     numbers={
         "attack_success_rate": "attacks that succeed",
+        "robust_accuracy": "robust accuracy",
         "clean_accuracy": "clean accuracy",
         "reading_accuracy": "word reading",
         "nonsense_accuracy": "with a nonsense word",
@@ -177,7 +179,7 @@ class TypographicTask:
         return {part.name: part for part in parts}
 
     def _kinds(self, split: str) -> tuple[str, ...]:
-        on_request = ("mirrored",) if self.config.mirrored and split == "test" else ()
+        on_request = ("mirrored",) if self.config.mirrored_words and split == "test" else ()
         return (*KINDS[split], *on_request)
 
     def _test_part(self, test: TestSet) -> Part:
@@ -211,12 +213,12 @@ class TypographicTask:
         rng = picture_rng(self.config.split_seed, picture.key)
         word = other_label(picture.label, part.candidates, rng)
         name = self.classes[word]
-        same_ink = copy.deepcopy(rng)
+        kinds = self._kinds(split)
+        same_ink = copy.deepcopy(rng) if "mirrored" in kinds else rng
         yield Row(f"{split}/clean/{group}", clean, picture.label, -1)
         yield Row(f"{split}/attacked/{group}", draw_word(clean, name, rng, style=style), picture.label, word)
         nothing = self._resized(self.source.background(split, group, index).load(), resize)
         yield Row(f"{split}/reading/{group}", draw_word(nothing, name, rng, style=style), word, -1)
-        kinds = self._kinds(split)
         if "nonsense" in kinds:
             nonsense = draw_word(clean, nonsense_like(name, self.classes, rng), rng, style=style)
             yield Row(f"{split}/nonsense/{group}", nonsense, picture.label, -1)
@@ -326,13 +328,12 @@ def nonsense_like(word: str, classes: Sequence[str], rng: np.random.Generator) -
     'upmgeb'
     """
     taken, shape = {name.casefold() for name in classes}, word.lower()
-    for tried in itertools.count(1):
-        nonsense = "".join(_like(letter, rng) for letter in shape)
-        if nonsense not in taken:
-            return nonsense
-        if tried % TRIES == 0:  # perhaps every word of that shape is a class
-            shape += CONSONANTS[0]
-    raise AssertionError  # never: there are only so many classes
+    while True:
+        for _ in range(TRIES):
+            nonsense = "".join(_like(letter, rng) for letter in shape)
+            if nonsense not in taken:
+                return nonsense
+        shape += CONSONANTS[0]  # perhaps every word of that shape is a class
 
 
 def _like(letter: str, rng: np.random.Generator) -> str:

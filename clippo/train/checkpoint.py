@@ -110,10 +110,9 @@ def weights_of(policy: Policy, saved: Mapping[str, Weights], variant: str) -> We
         return saved[variant]
     kind, _, number = variant.partition("=")
     with contextlib.suppress(ValueError):
-        points = [float(number)]
+        points = [point for point in [float(number)] if math.isfinite(point)]
         curve = dict(policy.curve(policy.trainable_weights(), saved["averaged"], points, points))
-        weights = curve.get(f"{kind}={points[0]:g}")
-        if weights is not None and math.isfinite(points[0]):
+        if points and (weights := curve.get(f"{kind}={points[0]:g}")) is not None:
             return weights
     ((example, _),) = policy.curve(policy.trainable_weights(), saved["averaged"], [0.5], [0.5])
     raise ConfigError(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from clippo import demo
 from clippo.errors import ModelError
 from clippo.model import load_clip
-from clippo.model.usage import described, described_in, usage
+from clippo.model.usage import metadata_of, usage, wanted_by
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,18 @@ def test_a_file_says_what_its_weights_want(tmp_path: Path) -> None:
     state = load_clip(demo.MODEL_NAME).model.state_dict()
     weights = {name: w.contiguous() for name, w in state.items()}
     file = str(tmp_path / "tuned.safetensors")
-    save_file(weights, file, described(demo.MODEL_NAME, None, taken))
+    save_file(weights, file, metadata_of(demo.MODEL_NAME, None, taken))
     clip = load_clip(demo.MODEL_NAME, file)
     assert clip.normalized.mean.flatten().tolist() == [127.5] * 3, "without a flag"
     assert open_clip.get_model_preprocess_cfg(clip.model)["resize_mode"] == "squash"
-    save_file(weights, file, described("ViT-B-32", "openai", taken))
+    assert "image_resize_mode='squash'" in usage(demo.MODEL_NAME, file, "again.safetensors")
+    save_file(weights, file, metadata_of("ViT-B-32", "openai", taken))
     with pytest.raises(ModelError, match=r"has weights of ViT-B-32-quickgelu, not of ViT-B-32; name that"):
         load_clip("ViT-B-32", file)
     (tmp_path / "bad.safetensors").write_bytes(b"no weights")
-    assert described_in(str(tmp_path / "bad.safetensors")) == ("", {})
+    assert wanted_by(str(tmp_path / "bad.safetensors")) == ("", {})
+    save_file(weights, file, {"architecture": "clip", "preprocessing": "none"})
+    assert wanted_by(file) == ("", {}), "of another program"
 
 
 def test_any_path_is_one_string() -> None:

@@ -72,6 +72,8 @@ def test_the_same_inputs_are_prepared_once(tmp_path: Path) -> None:
     assert len({first, *others}) == 3
     assert manifest_of(others[0])["model_digest"] == manifest_of(first)["model_digest"]
     assert manifest_of(others[1])["data_digest"] == manifest_of(first)["data_digest"]
+    mirrored, task = dataclasses.replace(TINY, mirrored_words=True), TypographicTask(TINY)
+    assert data_digest_of("typographic", mirrored, task) != manifest_of(first)["data_digest"]
     assert written(first) == before
 
 

@@ -245,7 +245,8 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
         check_tracking(SweepConfig(track=("wandb",)))
 
 
-def test_results_of_a_file_uri_are_local(tmp_path: Path) -> None:
+def test_results_of_a_file_uri_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     check_tracking(SweepConfig(track=("mlflow",), results=f"file://{tmp_path}"))
     with pytest.raises(ConfigError, match="s3://bucket/x are not local"):
         check_tracking(SweepConfig(track=("mlflow",), results="s3://bucket/x"))

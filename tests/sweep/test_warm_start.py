@@ -92,6 +92,12 @@ def test_a_sweep_of_the_first_version_is_the_same_sweep(tmp_path: Path) -> None:
     assert not is_resumed(store, config)
     store.write_config("old", first_version(config))
     assert is_resumed(store, config)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a {}\nmy {}\n")
+    in_place = dataclasses.replace(config, model=dataclasses.replace(config.model, prompt="a {}\nmy {}"))
+    kept = first_version(config)
+    store.write_config("prompted", {**kept, "model": {**kept["model"], "prompt": str(prompts)}})
+    assert is_resumed(store, dataclasses.replace(in_place, name="prompted")), "its path was kept before"
     less_memory = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=8))
     assert is_resumed(store, less_memory), "what is said to do where memory is used up"
     other = dataclasses.replace(config, goal_sets=("attacked/seen",))

@@ -53,7 +53,7 @@ def test_rows_of_a_picture(task: TypographicTask) -> None:
 
 
 def test_on_request_the_word_is_also_mirrored(task: TypographicTask) -> None:
-    asked = TypographicTask(dataclasses.replace(task.config, mirrored=True))
+    asked = TypographicTask(dataclasses.replace(task.config, mirrored_words=True))
     assert asked.parts["validation/seen"].sets == task.parts["validation/seen"].sets
     part = asked.parts["test/held_out"]
     rows = {r.set_name: r for r in asked.rows(part, 3, lambda image: image)}
