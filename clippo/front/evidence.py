@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +21,14 @@ from clippo.front.uncertainty import (
     CONFIDENCE,
     Array,
     cross_hypervolumes,
+    deviate,
     front_probability,
     hypervolume_interval,
     widened,
 )
 
 HV_REFERENCE_POINT = (0.0, 0.0)
-DEVIATE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # of the intervals
+DEVIATE = deviate(CONFIDENCE)
 BEYOND_DOUBT = 6.0  # standard deviations off the front at which a point counts as dominated undrawn
 MOST_DRAWN = 1000  # points of one front; of a large sweep only the closest, to stay quick
 DRAWS, HV_DRAWS = 1000, 200

@@ -44,7 +44,7 @@ def wilson_interval(n_correct: ArrayLike, n_total: ArrayLike, confidence: float 
     >>> low.round(4), high.round(4)
     (array([0.8396, 0.9973]), array([0.9393, 1.    ]))
     """
-    z = _deviate(confidence)
+    z = deviate(confidence)
     correct, total = _counts(n_correct, n_total)
     centre = (correct + z**2 / 2) / (total + z**2)
     variance = correct * (total - correct) / np.maximum(total, 1)
@@ -236,12 +236,19 @@ def hypervolume_interval(
             and one that is too large, such as the hypervolume as measured.
         draws: draws of it, (R,), under several models of the noise; the one with the widest spread counts.
     """
-    half_width = _deviate(confidence) * max(float(np.std(d)) for d in draws)
+    half_width = deviate(confidence) * max(float(np.std(d)) for d in draws)
     return max(0.0, float(lowest) - half_width), float(highest) + half_width
 
 
-def _deviate(confidence: float) -> float:
-    """The normal deviate of a central interval."""
+def deviate(confidence: float) -> float:
+    """The normal deviate of a central interval.
+
+    Raises:
+        ConfigError: ``confidence`` is not between 0 and 1.
+
+    >>> round(deviate(0.9), 3)
+    1.645
+    """
     if not 0 < confidence < 1:
         raise ConfigError(
             f"confidence is {confidence}, but must be between 0 and 1, both excluded; {CONFIDENCE} is usual"

@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
 from clippo.config import SweepConfig
+from clippo.data.files import is_remote
 from clippo.errors import ConfigError
 from clippo.sweep.search import Score
 
@@ -166,11 +167,7 @@ def check_tracking(config: SweepConfig) -> None:
             raise ConfigError(
                 f"--track {name} needs the package {tracker.package}; pip install '{tracker.requirement}'"
             )
-    if (
-        "mlflow" in config.track
-        and _local_results(config) is None
-        and "MLFLOW_TRACKING_URI" not in os.environ
-    ):
+    if "mlflow" in config.track and is_remote(config.results) and "MLFLOW_TRACKING_URI" not in os.environ:
         raise ConfigError(
             f"--track mlflow logs beside local results, and {config.results} are not local; "
             "set MLFLOW_TRACKING_URI"
@@ -179,13 +176,9 @@ def check_tracking(config: SweepConfig) -> None:
 
 def _folder(config: SweepConfig) -> Path:
     """Where a tracker logs that was told of no other place: beside local results, else here."""
-    return _local_results(config) or Path.cwd()
-
-
-def _local_results(config: SweepConfig) -> Path | None:
-    """The folder of the results; None: they are on object storage."""
-    place = config.results.removeprefix("file://")
-    return None if "://" in place else Path(place).expanduser().resolve()
+    if is_remote(config.results):
+        return Path.cwd()
+    return Path(config.results.removeprefix("file://")).expanduser().resolve()
 
 
 def _own_folder(config: SweepConfig, trial_id: str) -> Path:

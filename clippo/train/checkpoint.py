@@ -110,10 +110,10 @@ def weights_of(policy: Policy, saved: Mapping[str, Weights], variant: str) -> We
         return saved[variant]
     kind, _, number = variant.partition("=")
     with contextlib.suppress(ValueError):
-        points = [point for point in [float(number)] if math.isfinite(point)]
-        curve = dict(policy.curve(policy.trainable_weights(), saved["averaged"], points, points))
-        if points and (weights := curve.get(f"{kind}={points[0]:g}")) is not None:
-            return weights
+        if math.isfinite(point := float(number)):
+            curve = dict(policy.curve(policy.trainable_weights(), saved["averaged"], [point], [point]))
+            if (weights := curve.get(f"{kind}={point:g}")) is not None:
+                return weights
     ((example, _),) = policy.curve(policy.trainable_weights(), saved["averaged"], [0.5], [0.5])
     raise ConfigError(
         f"the trial has no weights {variant!r}; it has {', '.join(sorted(saved))} and such as {example}"
